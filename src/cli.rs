@@ -1,0 +1,136 @@
+//! The command line: one file per group of commands. The only place that prints.
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "people read the command line's output")]
+
+mod ask;
+mod check;
+mod dead_letters;
+mod demo;
+mod query;
+mod run;
+mod schema;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{self, Config, Loaded};
+use crate::exit;
+
+/// Takes Monasca's metrics and alarm transitions from Kafka, keeps them in a durable local log, and delivers them to
+/// Cassandra or an embedded store.
+#[derive(Debug, Parser)]
+#[command(name = "monasca-persister", version, max_term_width = 100)]
+#[command(after_help = "Exit codes: 0 stopped as asked, 64 usage, 69 no answer over HTTP, 70 fault of the program, \
+74 disk, 75 locked or temporary, 77 permission, 78 configuration or data version.")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the persister until SIGTERM or SIGINT; a second signal skips the drain.
+    Run(ConfigFile),
+    /// Try it out: an in-process broker fed with this machine's own metrics, the log, the embedded store.
+    Demo(demo::DemoArgs),
+    /// Say whether a configuration can be used, and everything that is wrong with it.
+    CheckConfig(ConfigFile),
+    /// Show the configuration in effect.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Print, create or check Cassandra's tables.
+    #[command(subcommand)]
+    Schema(schema::SchemaCommand),
+    /// What a running persister is doing and what is the matter.
+    Status(ask::AskArgs),
+    /// What waits in a running persister's log.
+    Backlog(ask::AskArgs),
+    /// Exit 0 when every part of a running persister works, 69 otherwise: for containers.
+    Healthcheck(ask::AskArgs),
+    /// Messages that can never be stored.
+    #[command(subcommand)]
+    DeadLetters(dead_letters::DeadLettersCommand),
+    /// Print what an embedded store holds.
+    Query(query::QueryArgs),
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// All keys with their values, as JSON; what a file and the environment set is filled in.
+    Print(ConfigFile),
+}
+
+/// Where the configuration is.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ConfigFile {
+    /// Configuration file; without one the defaults and the environment (MONASCA_PERSISTER__SECTION__KEY) count.
+    #[arg(short, long, env = "MONASCA_PERSISTER_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+impl ConfigFile {
+    fn load(&self) -> anyhow::Result<Loaded> {
+        Ok(config::load(self.config.as_deref(), std::env::vars())?)
+    }
+}
+
+/// Runs the command that the arguments name.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are not errors; printing can only fail when nobody reads.
+            drop(error.print());
+            return ExitCode::from(if error.use_stderr() { exit::USAGE } else { exit::OK });
+        }
+    };
+    let outcome = match cli.command {
+        Command::Run(file) => run::run(&file),
+        Command::Demo(args) => demo::demo(&args),
+        Command::CheckConfig(file) => check::check(&file),
+        Command::Config(ConfigCommand::Print(file)) => check::print(&file),
+        Command::Schema(command) => schema::schema(&command),
+        Command::Status(args) => ask::print(&args, "/api/v1/status"),
+        Command::Backlog(args) => ask::print(&args, "/api/v1/backlog"),
+        Command::Healthcheck(args) => ask::healthcheck(&args),
+        Command::DeadLetters(command) => dead_letters::dead_letters(&command),
+        Command::Query(args) => query::query(&args),
+    };
+    match outcome {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("monasca-persister: {error:#}");
+            ExitCode::from(exit::code(&error))
+        }
+    }
+}
+
+/// Writes JSON for people and programs alike.
+fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
+    println!("{}", serde_json::to_string_pretty(value).context("write JSON")?);
+    Ok(())
+}
+
+fn init_logging(config: &Config) -> anyhow::Result<()> {
+    use tracing_subscriber::EnvFilter;
+    let filter = EnvFilter::try_new(&config.logging.level)
+        .with_context(|| format!("logging.level `{}`", config.logging.level))?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let installed = match config.logging.format {
+        config::LogFormat::Text => builder.try_init(),
+        config::LogFormat::Json => builder.json().try_init(),
+    };
+    installed.map_err(|error| anyhow::anyhow!("install log output: {error}"))
+}
+
+/// A panic in any thread ends the process: no half-dead service.
+fn end_on_panic() {
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        print(panic);
+        std::process::abort();
+    }));
+}

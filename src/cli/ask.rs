@@ -1,0 +1,55 @@
+//! Commands that ask a running persister over HTTP.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::Args;
+
+use crate::exit;
+
+/// Which persister to ask.
+#[derive(Debug, Args)]
+pub(crate) struct AskArgs {
+    /// Where it answers.
+    #[arg(long, default_value = "http://127.0.0.1:8091", value_name = "URL")]
+    pub(super) url: String,
+}
+
+/// An answer, whatever its status.
+pub(super) struct Answer {
+    pub status: u16,
+    pub body: String,
+}
+
+pub(super) fn get(url: &str, path: &str) -> anyhow::Result<Answer> {
+    let agent: ureq::Agent = ureq::Agent::config_builder()
+        .timeout_global(Some(Duration::from_secs(15)))
+        .http_status_as_error(false)
+        .build()
+        .into();
+    let address = format!("{}{path}", url.trim_end_matches('/'));
+    let mut response = agent.get(&address).call().with_context(|| format!("ask {address}"))?;
+    let status = response.status().as_u16();
+    let body = response.body_mut().read_to_string().with_context(|| format!("read the answer of {address}"))?;
+    Ok(Answer { status, body })
+}
+
+/// Prints what the path answers.
+pub(super) fn print(args: &AskArgs, path: &str) -> anyhow::Result<ExitCode> {
+    match get(&args.url, &format!("{path}?pretty=true")) {
+        Ok(answer) => {
+            println!("{}", answer.body);
+            Ok(ExitCode::from(if answer.status == 200 { exit::OK } else { exit::UNAVAILABLE }))
+        }
+        Err(error) => {
+            eprintln!("monasca-persister: {error:#}");
+            Ok(ExitCode::from(exit::UNAVAILABLE))
+        }
+    }
+}
+
+/// Prints the health check and ends with it.
+pub(super) fn healthcheck(args: &AskArgs) -> anyhow::Result<ExitCode> {
+    print(args, "/healthcheck")
+}

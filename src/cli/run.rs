@@ -1,0 +1,54 @@
+//! `run`: the service itself.
+
+use std::process::ExitCode;
+
+use super::ConfigFile;
+use crate::service::{self, StopHandle};
+
+pub(super) fn run(file: &ConfigFile) -> anyhow::Result<ExitCode> {
+    let loaded = file.load()?;
+    super::init_logging(&loaded.config)?;
+    super::end_on_panic();
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        file = ?loaded.file,
+        variables = ?loaded.variables,
+        "configuration loaded"
+    );
+    let (handle, signal) = service::stop_channel();
+    stop_on_signals(handle)?;
+    let summary = service::run(&loaded.config, &signal, |_running| {})?;
+    Ok(ExitCode::from(if summary.clean { crate::exit::OK } else { crate::exit::DISK }))
+}
+
+/// SIGTERM and SIGINT stop the service; a second one skips the drain.
+pub(super) fn stop_on_signals(handle: StopHandle) -> anyhow::Result<()> {
+    use anyhow::Context as _;
+    use tokio::signal::unix::{SignalKind, signal};
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("start signal runtime")?;
+    let (mut terminate, mut interrupt) = {
+        let _inside = runtime.enter();
+        (
+            signal(SignalKind::terminate()).context("listen for SIGTERM")?,
+            signal(SignalKind::interrupt()).context("listen for SIGINT")?,
+        )
+    };
+    std::thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(move || {
+            runtime.block_on(async {
+                loop {
+                    tokio::select! {
+                        _ = terminate.recv() => {}
+                        _ = interrupt.recv() => {}
+                    }
+                    handle.stop();
+                }
+            });
+        })
+        .context("start signal thread")?;
+    Ok(())
+}

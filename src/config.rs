@@ -1,0 +1,347 @@
+//! What can be configured: plain fields, each default beside its reason. `load.rs` reads it, `check.rs` finds what is
+//! wrong with it.
+
+mod check;
+mod load;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use serde::{Deserialize, Serialize};
+use storage::IdScheme;
+
+pub use check::ConfigProblem;
+pub use load::{ConfigError, Loaded, load};
+
+use crate::ingest::InitialOffset;
+
+/// Everything.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Directory of the logs, the dead letters and the embedded store.
+    pub data_dir: PathBuf,
+    /// How long rows are kept in the store. Upstream's default.
+    #[serde(with = "humantime_serde")]
+    pub retention: Duration,
+    /// How series get their ids. A site that switches from an older persister must keep its scheme.
+    pub metric_id_scheme: IdScheme,
+    /// The brokers.
+    pub kafka: KafkaConfig,
+    /// The metrics pipeline.
+    pub metrics: PipelineConfig,
+    /// The pipeline of alarm state transitions.
+    pub alarms: PipelineConfig,
+    /// The write-ahead logs.
+    pub wal: LogConfig,
+    /// Where rows go.
+    pub store: StoreConfig,
+    /// The operators' surface.
+    pub http: HttpConfig,
+    /// Stopping.
+    pub shutdown: ShutdownConfig,
+    /// Log lines.
+    pub logging: LoggingConfig,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            data_dir: PathBuf::from("/var/lib/monasca-persister"),
+            retention: Duration::from_secs(45 * 24 * 60 * 60),
+            metric_id_scheme: IdScheme::default(),
+            kafka: KafkaConfig::default(),
+            metrics: PipelineConfig::metrics(),
+            alarms: PipelineConfig::alarms(),
+            wal: LogConfig::default(),
+            store: StoreConfig::default(),
+            http: HttpConfig::default(),
+            shutdown: ShutdownConfig::default(),
+            logging: LoggingConfig::default(),
+        }
+    }
+}
+
+/// The brokers and how to talk to them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct KafkaConfig {
+    /// `host:port` of one or more brokers.
+    pub bootstrap_servers: Vec<String>,
+    /// Name shown in the brokers' logs.
+    pub client_id: String,
+    /// Name of this member; a stable one avoids rebalances on restarts. Empty: a member without a name.
+    pub group_instance_id: String,
+    /// A member that is silent for so long loses its partitions. Long enough for a restart.
+    #[serde(with = "humantime_serde")]
+    pub session_timeout: Duration,
+    /// Where a group without any offset and an empty log begins.
+    pub initial_offset: InitialOffset,
+    /// Shortest time between two commits.
+    #[serde(with = "humantime_serde")]
+    pub commit_interval: Duration,
+    /// Further librdkafka properties, for example for TLS. Those that carry the guarantee cannot be set.
+    pub properties: std::collections::BTreeMap<String, String>,
+}
+
+impl Default for KafkaConfig {
+    fn default() -> Self {
+        Self {
+            bootstrap_servers: vec!["127.0.0.1:9092".to_owned()],
+            client_id: "monasca-persister".to_owned(),
+            group_instance_id: String::new(),
+            session_timeout: Duration::from_secs(45),
+            initial_offset: InitialOffset::Earliest,
+            commit_interval: Duration::from_secs(1),
+            properties: std::collections::BTreeMap::new(),
+        }
+    }
+}
+
+/// One pipeline: a topic, a consumer, a log and its writers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PipelineConfig {
+    /// False leaves the topic alone.
+    pub enabled: bool,
+    /// Topic to consume.
+    pub topic: String,
+    /// Consumer group; the old persister's default, so that a site that switches goes on where it stopped.
+    pub group_id: String,
+    /// Writer threads.
+    pub writers: usize,
+    /// Most requests in flight per writer.
+    pub in_flight_per_writer: usize,
+    /// Most rows in one request.
+    pub batch_rows_max: usize,
+    /// Most bytes in one request, about; Cassandra warns at 5 KiB for several partitions only.
+    pub batch_bytes_max: ByteSize,
+    /// How long rows wait for others of their series when there is no backlog. What waits is already safe.
+    #[serde(with = "humantime_serde")]
+    pub freshness: Duration,
+    /// Most rows looked at together; with a backlog more of them share a series.
+    pub gather_rows_max: usize,
+    /// Longer messages become dead letters.
+    pub message_bytes_max: ByteSize,
+}
+
+impl PipelineConfig {
+    fn metrics() -> Self {
+        Self {
+            enabled: true,
+            topic: "metrics".to_owned(),
+            group_id: "1_metrics".to_owned(),
+            writers: 2,
+            in_flight_per_writer: 32,
+            batch_rows_max: 100,
+            batch_bytes_max: ByteSize::kib(64),
+            freshness: Duration::from_secs(1),
+            gather_rows_max: 50_000,
+            message_bytes_max: ByteSize::mib(1),
+        }
+    }
+
+    fn alarms() -> Self {
+        Self {
+            topic: "alarm-state-transitions".to_owned(),
+            group_id: "1_alarm-state-transitions".to_owned(),
+            writers: 1,
+            gather_rows_max: 5_000,
+            ..Self::metrics()
+        }
+    }
+}
+
+impl Default for PipelineConfig {
+    /// The metrics pipeline's; the alarms' own defaults are filled in when the section is read.
+    fn default() -> Self {
+        Self::metrics()
+    }
+}
+
+/// The write-ahead logs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LogConfig {
+    /// Most bytes of the metrics log: how long an outage it absorbs.
+    pub metrics_bytes_max: ByteSize,
+    /// Most bytes of the alarms log.
+    pub alarms_bytes_max: ByteSize,
+    /// Most bytes of the dead letters.
+    pub dead_letters_bytes_max: ByteSize,
+    /// How long delivered records are kept: Cassandra acknowledges before its own commit log is synced.
+    #[serde(with = "humantime_serde")]
+    pub hold_back: Duration,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self {
+            metrics_bytes_max: ByteSize::gib(10),
+            alarms_bytes_max: ByteSize::mib(512),
+            dead_letters_bytes_max: ByteSize::gib(1),
+            hold_back: Duration::from_secs(60),
+        }
+    }
+}
+
+/// Which store is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StoreKind {
+    /// Apache Cassandra or ScyllaDB.
+    Cassandra,
+    /// The embedded store for trying it out.
+    Sled,
+}
+
+/// Where rows go.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct StoreConfig {
+    /// Which one.
+    pub kind: StoreKind,
+    /// Used when `kind` is `cassandra`.
+    pub cassandra: CassandraSection,
+    /// Used when `kind` is `sled`.
+    pub sled: SledSection,
+    /// How often a series' definition is written again, so that it outlives its data.
+    #[serde(with = "humantime_serde")]
+    pub definition_refresh: Duration,
+    /// Most series remembered as written; about 64 bytes each.
+    pub definitions_max: usize,
+}
+
+impl Default for StoreConfig {
+    fn default() -> Self {
+        Self {
+            kind: StoreKind::Cassandra,
+            cassandra: CassandraSection::default(),
+            sled: SledSection::default(),
+            definition_refresh: Duration::from_secs(24 * 60 * 60),
+            definitions_max: 1_000_000,
+        }
+    }
+}
+
+/// A Cassandra or ScyllaDB cluster.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CassandraSection {
+    /// `host:port` of one or more nodes. Names are looked up again after an outage.
+    pub contact_points: Vec<String>,
+    /// Keyspace with Monasca's tables.
+    pub keyspace: String,
+    /// Data centre whose nodes are used; empty: all.
+    pub local_data_center: String,
+    /// Replicas that must confirm a write. The old persister's default was `ONE`.
+    pub consistency: String,
+    /// User name; empty: no authentication.
+    pub user: String,
+    /// File that holds the password.
+    pub password_file: Option<PathBuf>,
+    /// How long a request may take, all attempts of the driver together.
+    #[serde(with = "humantime_serde")]
+    pub request_timeout: Duration,
+    /// Replication of the keyspace as `schema apply` creates it, in CQL.
+    pub replication: String,
+}
+
+impl Default for CassandraSection {
+    fn default() -> Self {
+        Self {
+            contact_points: vec!["127.0.0.1:9042".to_owned()],
+            keyspace: "monasca".to_owned(),
+            local_data_center: String::new(),
+            consistency: "LOCAL_QUORUM".to_owned(),
+            user: String::new(),
+            password_file: None,
+            request_timeout: Duration::from_secs(10),
+            replication: "{'class': 'SimpleStrategy', 'replication_factor': 1}".to_owned(),
+        }
+    }
+}
+
+/// The embedded store for trying it out.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SledSection {
+    /// Memory for its cache.
+    pub cache: ByteSize,
+    /// Most bytes on disk.
+    pub bytes_max: ByteSize,
+}
+
+impl Default for SledSection {
+    fn default() -> Self {
+        Self { cache: ByteSize::mib(64), bytes_max: ByteSize::gib(4) }
+    }
+}
+
+/// The operators' surface.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HttpConfig {
+    /// Address and port. Only loopback addresses are allowed: put a proxy in front to reach it from elsewhere.
+    pub bind: std::net::SocketAddr,
+}
+
+impl Default for HttpConfig {
+    fn default() -> Self {
+        Self { bind: std::net::SocketAddr::from(([127, 0, 0, 1], 8091)) }
+    }
+}
+
+/// What happens on a stop signal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ShutdownMode {
+    /// Deliver what is in the log, as far as the time allows.
+    Drain,
+    /// Leave it in the log.
+    Persist,
+}
+
+/// Stopping.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ShutdownConfig {
+    /// What to do with the backlog.
+    pub mode: ShutdownMode,
+    /// How long draining may take.
+    #[serde(with = "humantime_serde")]
+    pub drain_timeout: Duration,
+}
+
+impl Default for ShutdownConfig {
+    fn default() -> Self {
+        Self { mode: ShutdownMode::Drain, drain_timeout: Duration::from_secs(20) }
+    }
+}
+
+/// Form of log lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// For machines.
+    Json,
+}
+
+/// Log lines.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LoggingConfig {
+    /// Filter, for example `info` or `info,monasca_persister=debug`.
+    pub level: String,
+    /// Form.
+    pub format: LogFormat,
+}
+
+impl Default for LoggingConfig {
+    fn default() -> Self {
+        Self { level: "info".to_owned(), format: LogFormat::Text }
+    }
+}

@@ -1,0 +1,182 @@
+//! What makes no sense in a configuration that reads well: every problem at once, each with its key.
+
+use std::fmt;
+use std::time::Duration;
+
+use super::{Config, PipelineConfig};
+
+/// One value that makes no sense.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigProblem {
+    /// Key, dotted.
+    pub key: String,
+    /// What is wrong and what would be right.
+    pub problem: String,
+}
+
+impl fmt::Display for ConfigProblem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.key, self.problem)
+    }
+}
+
+/// librdkafka properties that carry the guarantee or have a key of their own.
+const RESERVED_PROPERTIES: [(&str, &str); 13] = [
+    ("enable.auto.commit", "offsets are committed by this program, after the log is durable"),
+    ("enable.auto.offset.store", "offsets are committed by this program, after the log is durable"),
+    ("auto.commit.interval.ms", "use kafka.commit_interval"),
+    ("auto.offset.reset", "use kafka.initial_offset; gaps are never skipped silently"),
+    ("isolation.level", "aborted transactions are never stored"),
+    ("partition.assignment.strategy", "it is cooperative-sticky"),
+    ("group.protocol", "it is classic"),
+    ("group.id", "use metrics.group_id and alarms.group_id"),
+    ("group.instance.id", "use kafka.group_instance_id"),
+    ("bootstrap.servers", "use kafka.bootstrap_servers"),
+    ("client.id", "use kafka.client_id"),
+    ("session.timeout.ms", "use kafka.session_timeout"),
+    ("statistics.interval.ms", "the health check depends on it"),
+];
+
+const CONSISTENCIES: [&str; 8] =
+    ["ANY", "ONE", "TWO", "THREE", "QUORUM", "ALL", "LOCAL_QUORUM", "EACH_QUORUM"];
+
+impl Config {
+    /// Every value that makes no sense; empty when the configuration can be used.
+    #[must_use]
+    pub fn problems(&self) -> Vec<ConfigProblem> {
+        let mut problems = Vec::new();
+        let mut wrong = |key: &str, problem: String| problems.push(ConfigProblem { key: key.to_owned(), problem });
+        if self.retention < Duration::from_secs(60) {
+            wrong("retention", "must be at least one minute, for example 45d".to_owned());
+        }
+        if self.retention > Duration::from_secs(20 * 365 * 86_400) {
+            wrong("retention", "must be less than twenty years, Cassandra's limit".to_owned());
+        }
+        if self.kafka.bootstrap_servers.is_empty() {
+            wrong("kafka.bootstrap_servers", "needs at least one host:port".to_owned());
+        }
+        for server in &self.kafka.bootstrap_servers {
+            if !has_port(server) {
+                wrong("kafka.bootstrap_servers", format!("`{server}` is not host:port"));
+            }
+        }
+        for (property, instead) in RESERVED_PROPERTIES {
+            if self.kafka.properties.contains_key(property) {
+                wrong(&format!("kafka.properties.{property}"), format!("cannot be set: {instead}"));
+            }
+        }
+        if self.kafka.session_timeout < Duration::from_secs(6) {
+            wrong("kafka.session_timeout", "must be at least 6s, the brokers' own lower limit".to_owned());
+        }
+        for (name, pipeline) in [("metrics", &self.metrics), ("alarms", &self.alarms)] {
+            pipeline.problems(|key, problem| wrong(&format!("{name}.{key}"), problem));
+        }
+        if !self.metrics.enabled && !self.alarms.enabled {
+            wrong("metrics.enabled", "metrics and alarms are both off: nothing to do".to_owned());
+        }
+        for (key, bytes, least) in [
+            ("wal.metrics_bytes_max", self.wal.metrics_bytes_max, METRICS_LOG_BYTES_LEAST),
+            ("wal.alarms_bytes_max", self.wal.alarms_bytes_max, SMALL_LOG_BYTES_LEAST),
+            ("wal.dead_letters_bytes_max", self.wal.dead_letters_bytes_max, SMALL_LOG_BYTES_LEAST),
+        ] {
+            if bytes.as_u64() < least {
+                wrong(key, format!("must be at least {}: four segments", bytesize::ByteSize(least)));
+            }
+        }
+        let cassandra = &self.store.cassandra;
+        if cassandra.contact_points.is_empty() {
+            wrong("store.cassandra.contact_points", "needs at least one host:port".to_owned());
+        }
+        for node in &cassandra.contact_points {
+            if !has_port(node) {
+                wrong("store.cassandra.contact_points", format!("`{node}` is not host:port"));
+            }
+        }
+        if !CONSISTENCIES.contains(&cassandra.consistency.as_str()) && cassandra.consistency != "LOCAL_ONE" {
+            let known = format!("{}, LOCAL_ONE", CONSISTENCIES.join(", "));
+            wrong("store.cassandra.consistency", format!("`{}` is none of {known}", cassandra.consistency));
+        }
+        if !is_keyspace(&cassandra.keyspace) {
+            wrong(
+                "store.cassandra.keyspace",
+                format!("`{}` is no keyspace name: a lower-case letter, then letters, digits and _", cassandra.keyspace),
+            );
+        }
+        if cassandra.user.is_empty() != cassandra.password_file.is_none() {
+            wrong("store.cassandra.password_file", "user and password_file belong together".to_owned());
+        }
+        if !self.http.bind.ip().is_loopback() {
+            wrong("http.bind", format!("{} is not a loopback address: put a proxy in front", self.http.bind));
+        }
+        problems
+    }
+}
+
+/// Four segments of a log with 64 MiB segments.
+const METRICS_LOG_BYTES_LEAST: u64 = 4 * 64 * 1024 * 1024;
+/// Four segments of a log with 4 MiB segments.
+const SMALL_LOG_BYTES_LEAST: u64 = 4 * 4 * 1024 * 1024;
+
+impl PipelineConfig {
+    fn problems(&self, mut wrong: impl FnMut(&str, String)) {
+        let mut within = |key: &str, value: usize, least: usize, most: usize| {
+            if !(least..=most).contains(&value) {
+                wrong(key, format!("{value} is not between {least} and {most}"));
+            }
+        };
+        within("writers", self.writers, 1, 256);
+        within("in_flight_per_writer", self.in_flight_per_writer, 1, 4096);
+        within("batch_rows_max", self.batch_rows_max, 1, 10_000);
+        within("gather_rows_max", self.gather_rows_max, 1, 10_000_000);
+        if self.topic.is_empty() {
+            wrong("topic", "must not be empty".to_owned());
+        }
+        if self.group_id.is_empty() {
+            wrong("group_id", "must not be empty".to_owned());
+        }
+        if self.freshness > Duration::from_secs(3600) {
+            wrong("freshness", "must be at most 1h".to_owned());
+        }
+        if self.message_bytes_max.as_u64() > MESSAGE_BYTES_MOST {
+            wrong("message_bytes_max", format!("must be at most {}", bytesize::ByteSize(MESSAGE_BYTES_MOST)));
+        }
+    }
+}
+
+/// A message must fit into one record of the log.
+const MESSAGE_BYTES_MOST: u64 = 64 * 1024 * 1024;
+
+fn has_port(address: &str) -> bool {
+    address.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+}
+
+fn is_keyspace(name: &str) -> bool {
+    let mut characters = name.chars();
+    characters.next().is_some_and(|first| first.is_ascii_lowercase())
+        && name.len() <= 48
+        && characters.all(|next| next.is_ascii_lowercase() || next.is_ascii_digit() || next == '_')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_have_no_problem() {
+        assert_eq!(Config::default().problems(), []);
+    }
+
+    #[test]
+    fn properties_that_carry_the_guarantee_cannot_be_set() {
+        let mut config = Config::default();
+        config.kafka.properties.insert("auto.offset.reset".to_owned(), "latest".to_owned());
+        assert_eq!(config.problems()[0].key, "kafka.properties.auto.offset.reset");
+    }
+
+    #[test]
+    fn an_address_that_others_can_reach_is_refused() {
+        let mut config = Config::default();
+        config.http.bind = std::net::SocketAddr::from(([0, 0, 0, 0], 8091));
+        assert_eq!(config.problems()[0].key, "http.bind");
+    }
+}

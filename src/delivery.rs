@@ -1,0 +1,314 @@
+//! Carries the delivery machine out against the log, the dead letters and the memory of definitions.
+//!
+//! Requests to the store leave through [`Delivery::take_requests`] and come back through [`Delivery::done`]: threads
+//! do that in production, the simulator in its place. Synchronous and without a clock.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use storage::StoreError;
+use storage::definitions::DefinitionMemory;
+use wal::{Chunk, Fs, Position, ReadOutcome, Wal, WalError};
+
+use crate::breaker::BreakerState;
+use crate::dead_letters::{DeadLetter, DeadLetterError, DeadLetters};
+use crate::deliver::{Deliver, DeliverConfig, Effect, Event, GatherId, UnitId, UnitPlan};
+use crate::envelope::Envelope;
+use crate::gather::{GatherCounts, Gathered, RecordRef, Unit};
+
+/// Dead letters that are not durable yet.
+struct PendingLetters {
+    gather: GatherId,
+    records: Vec<RecordRef>,
+    letters: Vec<DeadLetter>,
+}
+
+/// The second stage without its threads.
+pub struct Delivery<F: Fs> {
+    machine: Deliver,
+    wal: Wal<F>,
+    dead_letters: DeadLetters<F>,
+    memory: Arc<Mutex<DefinitionMemory>>,
+    units: HashMap<UnitId, Arc<Unit>>,
+    starts: BTreeMap<GatherId, Position>,
+    requests: Vec<(UnitId, Arc<Unit>)>,
+    pending_letters: Vec<PendingLetters>,
+    flush_wanted: bool,
+    next_gather: u64,
+    next_unit: u64,
+    gathered: GatherCounts,
+    dead_lettered: BTreeMap<String, u64>,
+    dead_letters_blocked: bool,
+    breaker_changes: Vec<BreakerState>,
+    effects: Vec<Effect>,
+}
+
+impl<F: Fs> Delivery<F> {
+    /// A stage that acknowledges to `wal`.
+    #[must_use]
+    pub fn new(
+        config: DeliverConfig,
+        wal: Wal<F>,
+        dead_letters: DeadLetters<F>,
+        memory: Arc<Mutex<DefinitionMemory>>,
+    ) -> Self {
+        Self {
+            machine: Deliver::new(config),
+            wal,
+            dead_letters,
+            memory,
+            units: HashMap::new(),
+            starts: BTreeMap::new(),
+            requests: Vec::new(),
+            pending_letters: Vec::new(),
+            flush_wanted: false,
+            next_gather: 0,
+            next_unit: 0,
+            gathered: GatherCounts::default(),
+            dead_lettered: BTreeMap::new(),
+            dead_letters_blocked: false,
+            breaker_changes: Vec::new(),
+            effects: Vec::new(),
+        }
+    }
+
+    /// Takes over a stretch of the log.
+    ///
+    /// # Errors
+    /// The dead letter log failed: end the process.
+    pub fn gathered(&mut self, gathered: Gathered, now: Duration) -> Result<(), WalError> {
+        self.next_gather = self.next_gather.saturating_add(1);
+        let gather = GatherId(self.next_gather);
+        self.starts.insert(gather, gathered.start);
+        self.count(gathered.counts);
+        let mut ids: Vec<UnitId> = Vec::with_capacity(gathered.units.len());
+        let mut plans = Vec::with_capacity(gathered.units.len());
+        for planned in gathered.units {
+            let after = planned.after.and_then(|index| ids.get(index).copied());
+            let plan = self.plan(planned.unit, after);
+            ids.push(plan.id);
+            plans.push(plan);
+        }
+        let event =
+            Event::Gathered { gather, start: gathered.start, outstanding: gathered.outstanding, units: plans };
+        self.machine.on(event, now, &mut self.effects);
+        if !gathered.dead.is_empty() {
+            let (records, letters) = gathered.dead.into_iter().unzip();
+            self.pending_letters.push(PendingLetters { gather, records, letters });
+        }
+        self.carry_out(now)
+    }
+
+    /// Takes the store's answer.
+    ///
+    /// # Errors
+    /// As [`Delivery::gathered`].
+    pub fn done(&mut self, unit: UnitId, outcome: Result<(), StoreError>, now: Duration) -> Result<(), WalError> {
+        self.machine.on(Event::Done { unit, outcome }, now, &mut self.effects);
+        self.carry_out(now)
+    }
+
+    /// Takes the outcome of a flush.
+    ///
+    /// # Errors
+    /// As [`Delivery::gathered`].
+    pub fn flushed(&mut self, ok: bool, now: Duration) -> Result<(), WalError> {
+        self.machine.on(Event::Flushed { ok }, now, &mut self.effects);
+        self.carry_out(now)
+    }
+
+    /// Lets time pass.
+    ///
+    /// # Errors
+    /// As [`Delivery::gathered`].
+    pub fn tick(&mut self, now: Duration) -> Result<(), WalError> {
+        self.machine.on(Event::Tick, now, &mut self.effects);
+        self.carry_out(now)
+    }
+
+    /// Requests to be sent to the store now.
+    pub fn take_requests(&mut self) -> Vec<(UnitId, Arc<Unit>)> {
+        std::mem::take(&mut self.requests)
+    }
+
+    /// True once when the store is to be flushed; answer with [`Delivery::flushed`].
+    pub fn take_flush(&mut self) -> bool {
+        std::mem::take(&mut self.flush_wanted)
+    }
+
+    /// Changes of the breaker since the last call, for the log of the process.
+    pub fn take_breaker_changes(&mut self) -> Vec<BreakerState> {
+        std::mem::take(&mut self.breaker_changes)
+    }
+
+    /// The machine, for status and deadlines.
+    #[must_use]
+    pub fn machine(&self) -> &Deliver {
+        &self.machine
+    }
+
+    /// True when nothing is outstanding.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.machine.is_idle() && self.pending_letters.is_empty()
+    }
+
+    /// What decoding and grouping noticed, summed up.
+    #[must_use]
+    pub fn gathered_counts(&self) -> GatherCounts {
+        self.gathered
+    }
+
+    /// Dead letters written since the start, by reason code.
+    #[must_use]
+    pub fn dead_lettered(&self) -> &BTreeMap<String, u64> {
+        &self.dead_lettered
+    }
+
+    /// True while dead letters wait for room.
+    #[must_use]
+    pub fn dead_letters_blocked(&self) -> bool {
+        self.dead_letters_blocked
+    }
+
+    fn plan(&mut self, unit: Unit, after: Option<UnitId>) -> UnitPlan {
+        self.next_unit = self.next_unit.saturating_add(1);
+        let id = UnitId(self.next_unit);
+        let records = unit.records().iter().flat_map(|records| records.iter()).collect();
+        let plan = UnitPlan {
+            id,
+            records,
+            rows: unit.rows(),
+            is_definition: matches!(unit, Unit::Definition(_)),
+            after,
+        };
+        self.units.insert(id, Arc::new(unit));
+        plan
+    }
+
+    fn count(&mut self, counts: GatherCounts) {
+        let sum = &mut self.gathered;
+        for (into, more) in [
+            (&mut sum.records, counts.records),
+            (&mut sum.rows, counts.rows),
+            (&mut sum.superseded, counts.superseded),
+            (&mut sum.expired, counts.expired),
+            (&mut sum.time_replaced, counts.time_replaced),
+            (&mut sum.meta_missing, counts.meta_missing),
+            (&mut sum.shortened, counts.shortened),
+        ] {
+            *into = into.saturating_add(more);
+        }
+    }
+
+    /// Carries out effects until there are none: some lead to new events.
+    fn carry_out(&mut self, now: Duration) -> Result<(), WalError> {
+        loop {
+            for effect in std::mem::take(&mut self.effects) {
+                self.carry_out_one(effect, now)?;
+            }
+            self.keep_letters(now)?;
+            if self.effects.is_empty() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn carry_out_one(&mut self, effect: Effect, now: Duration) -> Result<(), WalError> {
+        match effect {
+            Effect::Write(unit) => {
+                if let Some(rows) = self.units.get(&unit) {
+                    self.requests.push((unit, Arc::clone(rows)));
+                }
+            }
+            Effect::Split(unit) => {
+                let halves = self.units.remove(&unit).and_then(|rows| rows.split());
+                if let Some((first, second)) = halves {
+                    let halves = [self.plan(first, None), self.plan(second, None)];
+                    self.machine.on(Event::Halves { unit, halves }, now, &mut self.effects);
+                }
+            }
+            Effect::Forget { unit, written } => {
+                if let (Some(rows), true) = (self.units.remove(&unit), written) {
+                    if let Unit::Definition(definition) = rows.as_ref() {
+                        self.memory.lock().unwrap_or_else(PoisonError::into_inner).written(
+                            &definition.series.id,
+                            definition.created_at_ms,
+                            definition.updated_at_ms,
+                        );
+                    }
+                }
+            }
+            Effect::DeadLetter { unit, gather, code, detail } => self.bury(unit, gather, code, &detail)?,
+            Effect::Ack(range) => self.wal.ack(range),
+            Effect::Flush => self.flush_wanted = true,
+            Effect::Breaker(state) => self.breaker_changes.push(state),
+        }
+        Ok(())
+    }
+
+    /// Makes dead letters of the messages behind a unit: they are still in the log, because nobody acked them.
+    fn bury(&mut self, unit: UnitId, gather: GatherId, code: &'static str, detail: &str) -> Result<(), WalError> {
+        let (Some(rows), Some(start)) = (self.units.remove(&unit), self.starts.get(&gather).copied()) else {
+            return Ok(());
+        };
+        let records: Vec<RecordRef> = rows.records().iter().flat_map(|records| records.iter()).collect();
+        let mut letters = Vec::with_capacity(records.len());
+        for record in &records {
+            let position = Position::new(start.get().saturating_add(u64::from(record.index)));
+            letters.push(self.letter(position, record.element, code, detail)?);
+        }
+        self.pending_letters.push(PendingLetters { gather, records, letters });
+        Ok(())
+    }
+
+    fn letter(&self, position: Position, element: u32, code: &str, detail: &str) -> Result<DeadLetter, WalError> {
+        let mut chunk = Chunk::default();
+        let mut reader = self.wal.reader(position);
+        if matches!(reader.next(&mut chunk, 1)?, ReadOutcome::Records) {
+            if let Some((_, record)) = chunk.iter().find(|(at, _)| *at == position) {
+                return Ok(match Envelope::decode(record) {
+                    Ok(envelope) => DeadLetter::of(&envelope, element, code, detail),
+                    Err(error) => DeadLetter::unreadable(record, &error),
+                });
+            }
+        }
+        // Damaged since it was read the first time; the reader reports the gap when it comes by again.
+        Err(WalError::Poisoned { cause: "a record that was readable is not any more".into() })
+    }
+
+    fn keep_letters(&mut self, now: Duration) -> Result<(), WalError> {
+        self.dead_letters_blocked = false;
+        for pending in std::mem::take(&mut self.pending_letters) {
+            match self.dead_letters.keep(&pending.letters) {
+                Ok(()) => {
+                    for letter in &pending.letters {
+                        let count = self.dead_lettered.entry(letter.code.clone()).or_default();
+                        *count = count.saturating_add(1);
+                    }
+                    let event = Event::DeadLettered { gather: pending.gather, records: pending.records };
+                    self.machine.on(event, now, &mut self.effects);
+                }
+                Err(DeadLetterError::Full | DeadLetterError::Wal(WalError::NoSpace { .. })) => {
+                    // Like a full log: it waits, and is tried with the next event.
+                    self.dead_letters_blocked = true;
+                    self.pending_letters.push(pending);
+                }
+                Err(DeadLetterError::Wal(error)) => return Err(error),
+                Err(DeadLetterError::Codec(_) | DeadLetterError::TooLong(_)) => {
+                    // Longer than the dead letter log allows: it stays in the main log, unacked, and blocks only there.
+                    self.dead_letters_blocked = true;
+                    self.pending_letters.push(pending);
+                }
+            }
+        }
+        self.forget_finished_gathers();
+        Ok(())
+    }
+
+    fn forget_finished_gathers(&mut self) {
+        let machine = &self.machine;
+        self.starts.retain(|gather, _| machine.knows(*gather));
+    }
+}

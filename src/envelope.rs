@@ -1,0 +1,277 @@
+//! One Kafka message as one record of the log: coordinates, times, key and payload, versioned.
+//!
+//! The payload is kept as it came, so that a corrected decoder can read old records again. The first byte is the
+//! version; the rest is [`crate::codec`]'s business. Golden bytes below fix the format.
+
+use bincode::{BorrowDecode, Encode};
+
+use crate::codec::{self, CodecError};
+
+/// Version written by this program.
+const VERSION: u8 = 1;
+
+/// What Kafka's timestamp of a message means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, BorrowDecode)]
+pub enum TimestampType {
+    /// The message has none.
+    Absent,
+    /// Set by the producer.
+    Created,
+    /// Set by the broker.
+    Appended,
+}
+
+/// A Kafka message with everything needed to store it later, borrowed from wherever it lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, BorrowDecode)]
+pub struct Envelope<'a> {
+    /// Topic it came from.
+    pub topic: &'a str,
+    /// Partition of the topic.
+    pub partition: i32,
+    /// Kafka's offset in the partition.
+    pub offset: i64,
+    /// Epoch of the partition's leader when it was fetched; -1 when unknown.
+    pub leader_epoch: i32,
+    /// Kafka's timestamp in milliseconds since the epoch; meaningless when absent.
+    pub timestamp_ms: i64,
+    /// Who set the timestamp.
+    pub timestamp_type: TimestampType,
+    /// When this program took it, milliseconds since the epoch.
+    pub received_ms: i64,
+    /// Key, if any.
+    pub key: Option<&'a [u8]>,
+    /// Payload; a message without one becomes a dead letter.
+    pub payload: Option<&'a [u8]>,
+}
+
+/// A record that this program cannot read.
+#[derive(Debug, thiserror::Error)]
+pub enum EnvelopeError {
+    /// The record is empty.
+    #[error("empty record")]
+    Empty,
+    /// Written by a newer program: start that one.
+    #[error("record version {found} is newer than {VERSION}, the newest this program reads")]
+    UnknownVersion {
+        /// Version found.
+        found: u8,
+    },
+    /// The bytes are damaged or foreign.
+    #[error(transparent)]
+    Codec(#[from] CodecError),
+}
+
+impl<'a> Envelope<'a> {
+    /// Appends the record's bytes to `out`.
+    ///
+    /// # Errors
+    /// As [`codec::encode_into`].
+    pub fn encode_into(&self, out: &mut Vec<u8>) -> Result<(), CodecError> {
+        out.push(VERSION);
+        codec::encode_into(self, out)
+    }
+
+    /// Reads a record, borrowing key and payload from it.
+    ///
+    /// # Errors
+    /// [`EnvelopeError`]: the record was not written by this program or one before it.
+    pub fn decode(record: &'a [u8]) -> Result<Self, EnvelopeError> {
+        match record.split_first() {
+            None => Err(EnvelopeError::Empty),
+            Some((&VERSION, rest)) => Ok(codec::decode(rest)?),
+            Some((&found, _)) => Err(EnvelopeError::UnknownVersion { found }),
+        }
+    }
+
+    /// The time that stands for the message: Kafka's, unless it is absent, more than a day after it was received, or
+    /// older than the retention; then the time it was received.
+    #[must_use]
+    pub fn effective_time(&self, retention_ms: i64) -> EffectiveTime {
+        const DAY_MS: i64 = 24 * 60 * 60 * 1000;
+        let usable = self.timestamp_type != TimestampType::Absent
+            && self.timestamp_ms <= self.received_ms.saturating_add(DAY_MS)
+            && self.timestamp_ms >= self.received_ms.saturating_sub(retention_ms)
+            && self.timestamp_ms > 0;
+        if usable {
+            EffectiveTime { ms: self.timestamp_ms, replaced: false }
+        } else {
+            EffectiveTime { ms: self.received_ms, replaced: true }
+        }
+    }
+}
+
+/// The time that decides a row's write time and age.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EffectiveTime {
+    /// Milliseconds since the epoch.
+    pub ms: i64,
+    /// True when Kafka's timestamp could not be used.
+    pub replaced: bool,
+}
+
+/// What a batch of records says about the offsets it holds: for each partition in it the next offset to take.
+///
+/// It travels as the log's annotation and, folded over all batches, as the log's carry, so that the next offset per
+/// partition outlives the records themselves.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NextOffsets {
+    partitions: std::collections::BTreeMap<i32, i64>,
+}
+
+impl NextOffsets {
+    /// Notes that the next offset to take from `partition` is `next`.
+    pub fn set(&mut self, partition: i32, next: i64) {
+        self.partitions.insert(partition, next);
+    }
+
+    /// Next offset of `partition`, if the log has ever seen one.
+    #[must_use]
+    pub fn get(&self, partition: i32) -> Option<i64> {
+        self.partitions.get(&partition).copied()
+    }
+
+    /// True when no partition was ever seen.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.partitions.is_empty()
+    }
+
+    /// Partitions and next offsets in order.
+    pub fn iter(&self) -> impl Iterator<Item = (i32, i64)> + '_ {
+        self.partitions.iter().map(|(partition, next)| (*partition, *next))
+    }
+
+    /// Forgets everything, keeping the allocation.
+    pub fn clear(&mut self) {
+        self.partitions.clear();
+    }
+
+    /// Bytes of an annotation or carry.
+    ///
+    /// # Errors
+    /// As [`codec::encode_into`].
+    pub fn encode(&self) -> Result<Vec<u8>, CodecError> {
+        let mut out = vec![VERSION];
+        let pairs: Vec<(i32, i64)> = self.iter().collect();
+        codec::encode_into(&pairs, &mut out)?;
+        Ok(out)
+    }
+
+    /// Reads what [`NextOffsets::encode`] wrote; no bytes at all mean no partition.
+    ///
+    /// # Errors
+    /// [`EnvelopeError`]: the bytes are damaged or from a newer program.
+    pub fn decode(bytes: &[u8]) -> Result<Self, EnvelopeError> {
+        match bytes.split_first() {
+            None => Ok(Self::default()),
+            Some((&VERSION, rest)) => {
+                let pairs: Vec<(i32, i64)> = codec::decode(rest)?;
+                Ok(Self { partitions: pairs.into_iter().collect() })
+            }
+            Some((&found, _)) => Err(EnvelopeError::UnknownVersion { found }),
+        }
+    }
+}
+
+/// The log's carry: next offsets folded over all annotations.
+#[derive(Debug, Default)]
+pub struct OffsetCarry(NextOffsets);
+
+impl wal::Carry for OffsetCarry {
+    fn absorb(&mut self, annotation: &[u8]) {
+        // Annotations pass the frame's checksum, so one that cannot be read comes from a newer program,
+        // and the log has refused such a directory already.
+        if let Ok(batch) = NextOffsets::decode(annotation) {
+            for (partition, next) in batch.iter() {
+                self.0.set(partition, next);
+            }
+        }
+    }
+
+    fn save(&self) -> Vec<u8> {
+        self.0.encode().unwrap_or_default()
+    }
+
+    fn load(&mut self, saved: &[u8]) -> Result<(), String> {
+        self.0 = NextOffsets::decode(saved).map_err(|error| error.to_string())?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> Envelope<'static> {
+        Envelope {
+            topic: "metrics",
+            partition: 3,
+            offset: 1_000_000,
+            leader_epoch: -1,
+            timestamp_ms: 1_405_630_174_123,
+            timestamp_type: TimestampType::Created,
+            received_ms: 1_405_630_174_200,
+            key: Some(b"k"),
+            payload: Some(b"{}"),
+        }
+    }
+
+    #[test]
+    fn the_bytes_of_version_1_never_change() {
+        let mut bytes = Vec::new();
+        sample().encode_into(&mut bytes).unwrap();
+        let golden: &[u8] = &[
+            1, 7, b'm', b'e', b't', b'r', b'i', b'c', b's', 6, 252, 128, 132, 30, 0, 1, 253, 86, 167, 44, 140, 142, 2,
+            0, 0, 1, 253, 240, 167, 44, 140, 142, 2, 0, 0, 1, 1, b'k', 1, 2, b'{', b'}',
+        ];
+        assert_eq!(bytes, golden);
+        assert_eq!(Envelope::decode(golden).unwrap(), sample());
+    }
+
+    #[test]
+    fn every_truncation_is_an_error() {
+        let mut bytes = Vec::new();
+        sample().encode_into(&mut bytes).unwrap();
+        for length in 0..bytes.len() {
+            assert!(Envelope::decode(&bytes[..length]).is_err(), "cut to {length} bytes");
+        }
+        bytes.push(0);
+        assert!(Envelope::decode(&bytes).is_err(), "one byte too many");
+    }
+
+    #[test]
+    fn a_newer_version_is_named() {
+        assert!(matches!(Envelope::decode(&[2, 0]), Err(EnvelopeError::UnknownVersion { found: 2 })));
+    }
+
+    #[test]
+    fn a_timestamp_that_cannot_be_right_is_replaced_by_the_receive_time() {
+        let retention_ms = 1_000_000;
+        let day_ms = 86_400_000;
+        let received = sample().received_ms;
+        let time = |timestamp_ms, timestamp_type| {
+            Envelope { timestamp_ms, timestamp_type, ..sample() }.effective_time(retention_ms)
+        };
+        assert_eq!(time(received - 5, TimestampType::Created), EffectiveTime { ms: received - 5, replaced: false });
+        assert_eq!(time(received + day_ms, TimestampType::Appended).ms, received + day_ms);
+        assert_eq!(time(received + day_ms + 1, TimestampType::Created).ms, received);
+        assert_eq!(time(received - retention_ms - 1, TimestampType::Created).ms, received);
+        assert!(time(received, TimestampType::Absent).replaced);
+    }
+
+    #[test]
+    fn the_carry_is_the_last_annotation_of_each_partition() {
+        use wal::Carry as _;
+        let mut carry = OffsetCarry::default();
+        let mut first = NextOffsets::default();
+        first.set(0, 10);
+        first.set(1, 20);
+        let mut second = NextOffsets::default();
+        second.set(1, 30);
+        carry.absorb(&first.encode().unwrap());
+        carry.absorb(&second.encode().unwrap());
+        let mut again = OffsetCarry::default();
+        again.load(&carry.save()).unwrap();
+        assert_eq!(again.0.iter().collect::<Vec<_>>(), vec![(0, 10), (1, 30)]);
+    }
+}

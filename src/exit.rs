@@ -1,0 +1,59 @@
+//! Exit codes, after `sysexits.h`, so that a supervisor knows whether a restart helps.
+
+use std::io::ErrorKind;
+
+use wal::WalError;
+
+use crate::config::ConfigError;
+
+/// Stopped as asked.
+pub const OK: u8 = 0;
+/// The command line makes no sense.
+pub const USAGE: u8 = 64;
+/// Something that is asked over HTTP does not answer.
+pub const UNAVAILABLE: u8 = 69;
+/// A fault of this program.
+pub const SOFTWARE: u8 = 70;
+/// The disk failed: restart after a look at it.
+pub const DISK: u8 = 74;
+/// Temporary: the directory is locked, an offset could not be committed.
+pub const TEMPORARY: u8 = 75;
+/// No permission: a restart does not help.
+pub const PERMISSION: u8 = 77;
+/// The configuration or the version of the data: a restart does not help.
+pub const CONFIGURATION: u8 = 78;
+
+/// The exit code for what ended the process.
+#[must_use]
+pub fn code(error: &anyhow::Error) -> u8 {
+    for cause in error.chain() {
+        if cause.downcast_ref::<ConfigError>().is_some() {
+            return CONFIGURATION;
+        }
+        if let Some(error) = cause.downcast_ref::<WalError>() {
+            return match error {
+                WalError::Locked { .. } => TEMPORARY,
+                WalError::NewerVersion { .. }
+                | WalError::ForeignSegment { .. }
+                | WalError::CarryRefused { .. }
+                | WalError::Config(_) => CONFIGURATION,
+                WalError::Io { source, .. } if source.kind() == ErrorKind::PermissionDenied => PERMISSION,
+                _ => DISK,
+            };
+        }
+        if cause.downcast_ref::<crate::intake::IntakeError>().is_some() {
+            return DISK;
+        }
+        if cause.downcast_ref::<rdkafka::error::KafkaError>().is_some() {
+            return CONFIGURATION;
+        }
+        if let Some(error) = cause.downcast_ref::<std::io::Error>() {
+            return match error.kind() {
+                ErrorKind::PermissionDenied => PERMISSION,
+                ErrorKind::AddrInUse => TEMPORARY,
+                _ => DISK,
+            };
+        }
+    }
+    SOFTWARE
+}

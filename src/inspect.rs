@@ -1,0 +1,492 @@
+//! What the process says about itself: health, state, backlog. Computed when asked; reads, never steers.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use storage::{Read, Store};
+use wal::DiskFs;
+
+use crate::breaker::BreakerState;
+use crate::dead_letters::DeadLetters;
+use crate::deliver::DeliverCounts;
+use crate::gather::{GatherCounts, Kind};
+use crate::intake::IntakeCounts;
+use crate::kafka::KafkaGap;
+use crate::log_reader::LogGap;
+use crate::pipeline::{PipelineView, WriterCounts};
+
+/// A thread that did not turn for so long is stuck; callbacks of the consumer may wait 15 s for brokers.
+const STALLED_AFTER: Duration = Duration::from_secs(60);
+/// The health check waits no longer for the store.
+const HEALTH_WAIT: Duration = Duration::from_secs(3);
+
+/// Where the process is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Opening logs and stores.
+    Starting,
+    /// Consuming.
+    Running,
+    /// Stopping.
+    Draining,
+}
+
+/// One reason for a state that is not `ok`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Reason {
+    /// Stable code.
+    pub code: String,
+    /// What is the matter.
+    pub message: String,
+    /// What to do about it.
+    pub hint: String,
+}
+
+/// `/api/v1/status`.
+#[derive(Debug, Clone, Serialize)]
+pub struct Status {
+    /// `ok`, `degraded`, `failing` or `draining`.
+    pub state: &'static str,
+    /// Why it is not `ok`.
+    pub reasons: Vec<Reason>,
+    /// Version of the program.
+    pub version: &'static str,
+    /// Seconds since the start.
+    pub uptime_s: u64,
+    /// The guarantee, in words.
+    pub guarantee: &'static str,
+    /// One entry per pipeline.
+    pub pipelines: BTreeMap<&'static str, PipelineStatus>,
+}
+
+/// What one pipeline is doing.
+#[derive(Debug, Clone, Serialize)]
+pub struct PipelineStatus {
+    /// Topic.
+    pub topic: String,
+    /// Consumer group.
+    pub group_id: String,
+    /// A broker answers.
+    pub kafka_connected: bool,
+    /// Consumption is paused because the log is full.
+    pub paused: bool,
+    /// First stage.
+    pub intake: IntakeCounts,
+    /// What decoding and grouping noticed.
+    pub gathered: GatherCounts,
+    /// Second stage.
+    pub delivered: DeliverCounts,
+    /// Whether the store is asked at all.
+    pub breaker: Option<BreakerState>,
+    /// Last error of the store, while it lasts.
+    pub store_error: Option<String>,
+    /// Requests in flight.
+    pub in_flight: usize,
+    /// Current limit of requests in flight.
+    pub in_flight_limit: usize,
+    /// Dead letters since the start, by reason code.
+    pub dead_lettered: BTreeMap<String, u64>,
+    /// Offsets that Kafka no longer had.
+    pub kafka_gaps: Vec<KafkaGap>,
+    /// Stretches of the log that could not be read.
+    pub log_gaps: Vec<LogGap>,
+    /// Per writer thread.
+    #[serde(skip)]
+    pub writers: Vec<WriterCounts>,
+}
+
+/// `/api/v1/backlog`.
+#[derive(Debug, Clone, Serialize)]
+pub struct Backlog {
+    /// One entry per pipeline.
+    pub pipelines: BTreeMap<&'static str, PipelineBacklog>,
+    /// Dead letters kept, repetitions included.
+    pub dead_letters: u64,
+}
+
+/// What waits in one pipeline.
+#[derive(Debug, Clone, Serialize)]
+pub struct PipelineBacklog {
+    /// Topic.
+    pub topic: String,
+    /// Durable records that are not delivered.
+    pub records: u64,
+    /// Their bytes on disk, estimated.
+    pub bytes: u64,
+    /// Bytes of all files of the log.
+    pub allocated_bytes: u64,
+    /// Most bytes it may take.
+    pub capacity_bytes: u64,
+    /// Used part of the capacity, 0 to 1.
+    pub fill: f64,
+    /// Position after the last record appended.
+    pub appended: u64,
+    /// Everything before it is durable.
+    pub durable: u64,
+    /// Everything before it is in the store or the dead letters.
+    pub delivered: u64,
+    /// Everything before it has left the disk.
+    pub reclaimed: u64,
+    /// Records appended per second, over about the last ten seconds.
+    pub in_per_s: f64,
+    /// Records delivered per second, over about the last ten seconds.
+    pub out_per_s: f64,
+    /// Seconds until the backlog is gone at these rates; absent when it does not shrink.
+    pub seconds_to_drained: Option<f64>,
+    /// Consumption is paused because the log is full.
+    pub paused: bool,
+    /// One entry per assigned partition.
+    pub partitions: BTreeMap<i32, PartitionBacklog>,
+}
+
+/// One partition; every value is a next offset.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct PartitionBacklog {
+    /// Next offset to take from Kafka.
+    pub consumed: Option<i64>,
+    /// Everything before it is durable here.
+    pub durable: Option<i64>,
+    /// What Kafka confirmed for the group.
+    pub committed: Option<i64>,
+    /// Messages in Kafka that are not consumed, as the brokers told last.
+    pub lag: Option<i64>,
+}
+
+/// One line of a health check.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Check {
+    /// Whether it is as it should be.
+    pub healthy: bool,
+    /// Why not, or a word to say that it is.
+    pub message: String,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Rate {
+    last: Option<(Instant, u64, u64)>,
+    in_per_s: f64,
+    out_per_s: f64,
+}
+
+/// Reads everything that can be said.
+pub struct Inspect {
+    started: Instant,
+    phase: AtomicU8,
+    pipelines: Vec<Arc<PipelineView>>,
+    store: Arc<dyn Store>,
+    read: Option<Arc<dyn Read>>,
+    dead_letters: DeadLetters<DiskFs>,
+    rates: Mutex<BTreeMap<Kind, Rate>>,
+}
+
+impl Inspect {
+    /// An inspection of these pipelines. `read` is there for embedded stores.
+    #[must_use]
+    pub fn new(
+        started: Instant,
+        pipelines: Vec<Arc<PipelineView>>,
+        store: Arc<dyn Store>,
+        read: Option<Arc<dyn Read>>,
+        dead_letters: DeadLetters<DiskFs>,
+    ) -> Self {
+        Self {
+            started,
+            phase: AtomicU8::new(0),
+            pipelines,
+            store,
+            read,
+            dead_letters,
+            rates: Mutex::new(BTreeMap::new()),
+        }
+    }
+
+    /// Says where the process is.
+    pub fn enter(&self, phase: Phase) {
+        self.phase.store(phase as u8, Ordering::Relaxed);
+    }
+
+    /// Where the process is.
+    #[must_use]
+    pub fn phase(&self) -> Phase {
+        match self.phase.load(Ordering::Relaxed) {
+            0 => Phase::Starting,
+            1 => Phase::Running,
+            _ => Phase::Draining,
+        }
+    }
+
+    /// The read side of an embedded store.
+    #[must_use]
+    pub fn read(&self) -> Option<&Arc<dyn Read>> {
+        self.read.as_ref()
+    }
+
+    /// The dead letters.
+    #[must_use]
+    pub fn dead_letters(&self) -> &DeadLetters<DiskFs> {
+        &self.dead_letters
+    }
+
+    /// The pipelines.
+    #[must_use]
+    pub fn pipelines(&self) -> &[Arc<PipelineView>] {
+        &self.pipelines
+    }
+
+    /// Takes a sample for the rates; called once a second.
+    pub fn sample(&self) {
+        /// Weight of the newest second: the average looks back about ten.
+        const NEWEST: f64 = 0.2;
+        let now = Instant::now();
+        let mut rates = self.rates.lock().unwrap_or_else(PoisonError::into_inner);
+        for view in &self.pipelines {
+            let status = view.wal.status();
+            let done = status.durable.get().saturating_sub(status.backlog_records);
+            let rate = rates.entry(view.kind).or_default();
+            if let Some((then, appended, delivered)) = rate.last {
+                let seconds = now.duration_since(then).as_secs_f64().max(0.001);
+                let per_s = |new: u64, old: u64| float(new.saturating_sub(old)) / seconds;
+                rate.in_per_s += NEWEST * (per_s(status.appended.get(), appended) - rate.in_per_s);
+                rate.out_per_s += NEWEST * (per_s(done, delivered) - rate.out_per_s);
+            }
+            rate.last = Some((now, status.appended.get(), done));
+        }
+    }
+
+    /// What waits.
+    #[must_use]
+    pub fn backlog(&self) -> Backlog {
+        let rates = self.rates.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let pipelines = self.pipelines.iter().map(|view| {
+            let status = view.wal.status();
+            let ingest = view.ingest.snapshot();
+            let rate = rates.get(&view.kind).copied().unwrap_or_default();
+            let shrinking = rate.out_per_s - rate.in_per_s;
+            let backlog = PipelineBacklog {
+                topic: view.topic.clone(),
+                records: status.backlog_records,
+                bytes: status.backlog_bytes,
+                allocated_bytes: status.allocated_bytes,
+                capacity_bytes: status.max_bytes,
+                fill: status.fill(),
+                appended: status.appended.get(),
+                durable: status.durable.get(),
+                delivered: status.delivered.get(),
+                reclaimed: status.reclaimed.get(),
+                in_per_s: rate.in_per_s,
+                out_per_s: rate.out_per_s,
+                seconds_to_drained: (shrinking > 0.1).then(|| float(status.backlog_records) / shrinking),
+                paused: ingest.paused,
+                partitions: ingest
+                    .partitions
+                    .iter()
+                    .map(|(partition, progress)| {
+                        let partition_backlog = PartitionBacklog {
+                            consumed: progress.consumed,
+                            durable: progress.durable,
+                            committed: progress.committed,
+                            lag: ingest.lag.get(partition).copied(),
+                        };
+                        (*partition, partition_backlog)
+                    })
+                    .collect(),
+            };
+            (view.kind.name(), backlog)
+        });
+        Backlog { pipelines: pipelines.collect(), dead_letters: self.dead_letters.count() }
+    }
+
+    /// What the process is doing and what is the matter.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        let mut reasons = Vec::new();
+        let mut failing = false;
+        let mut pipelines = BTreeMap::new();
+        for view in &self.pipelines {
+            let (status, counted) = self.pipeline_status(view, &mut reasons);
+            failing |= counted;
+            pipelines.insert(view.kind.name(), status);
+        }
+        if let Some(stalled) = self.stalled() {
+            failing = true;
+            reasons.push(reason("STALLED", stalled, "the process is stuck: restart it; nothing is lost by that"));
+        }
+        let state = match (self.phase(), failing, reasons.is_empty()) {
+            (Phase::Draining, ..) => "draining",
+            (_, true, _) => "failing",
+            (_, false, true) => "ok",
+            (_, false, false) => "degraded",
+        };
+        Status {
+            state,
+            reasons,
+            version: env!("CARGO_PKG_VERSION"),
+            uptime_s: self.started.elapsed().as_secs(),
+            guarantee: crate::GUARANTEE,
+            pipelines,
+        }
+    }
+
+    /// The pipeline's part of the status, and whether it is failing.
+    fn pipeline_status(&self, view: &PipelineView, reasons: &mut Vec<Reason>) -> (PipelineStatus, bool) {
+        let ingest = view.ingest.snapshot();
+        let deliver = view.deliver();
+        let log = view.wal.status();
+        let name = view.kind.name();
+        let mut failing = false;
+        if let Some(cause) = &log.poisoned {
+            failing = true;
+            reasons.push(reason(
+                "WAL_FAILED",
+                format!("{name}: {cause}"),
+                "check the disk; the process ends by itself and goes on after a restart",
+            ));
+        }
+        if !ingest.connected {
+            let why = ingest.last_error.clone().unwrap_or_else(|| "no broker has answered yet".to_owned());
+            reasons.push(reason(
+                "KAFKA_UNREACHABLE",
+                format!("{name}: {why}"),
+                "check kafka.bootstrap_servers and the network; consumption goes on by itself",
+            ));
+        }
+        if ingest.paused {
+            reasons.push(reason(
+                "WAL_FULL",
+                format!("{name}: the log is {:.0} % full", log.fill() * 100.0),
+                "consumption is paused and goes on when the store has taken some of the backlog; a larger wal.*_bytes_max absorbs longer outages",
+            ));
+        }
+        if matches!(deliver.breaker, Some(BreakerState::Open | BreakerState::HalfOpen)) {
+            let why = deliver.last_error.clone().map_or(String::new(), |(code, detail)| format!("{code}: {detail}"));
+            reasons.push(reason(
+                "STORE_UNAVAILABLE",
+                format!("{name}: {why}"),
+                "rows stay in the log; delivery goes on by itself when the store answers",
+            ));
+        }
+        if deliver.dead_letters_blocked {
+            reasons.push(reason(
+                "DEAD_LETTERS_FULL",
+                format!("{name}: dead letters have no room"),
+                "raise wal.dead_letters_bytes_max; their messages wait in the log",
+            ));
+        }
+        for gap in &ingest.gaps {
+            reasons.push(reason(
+                "KAFKA_GAP",
+                format!("{}/{}: offsets {} to {} are gone", view.topic, gap.partition, gap.from, gap.to),
+                "Kafka's retention was shorter than the outage of this program",
+            ));
+        }
+        if !deliver.gaps.is_empty() {
+            reasons.push(reason(
+                "WAL_CORRUPT",
+                format!("{name}: {} stretches of the log could not be read", deliver.gaps.len()),
+                "check the disk; the positions are in the log lines",
+            ));
+        }
+        let status = PipelineStatus {
+            topic: view.topic.clone(),
+            group_id: view.group_id.clone(),
+            kafka_connected: ingest.connected,
+            paused: ingest.paused,
+            intake: ingest.counts,
+            gathered: deliver.gathered,
+            delivered: deliver.counts,
+            breaker: deliver.breaker,
+            store_error: deliver.last_error.map(|(code, detail)| format!("{code}: {detail}")),
+            in_flight: deliver.in_flight,
+            in_flight_limit: deliver.in_flight_limit,
+            dead_lettered: deliver.dead_lettered,
+            kafka_gaps: ingest.gaps,
+            log_gaps: deliver.gaps,
+            writers: deliver.writers,
+        };
+        (status, failing)
+    }
+
+    /// The health check: asks the store, and says for each part whether it works now.
+    pub async fn health(&self) -> BTreeMap<&'static str, Check> {
+        let mut checks = BTreeMap::new();
+        let store = match tokio::time::timeout(HEALTH_WAIT, self.store.health()).await {
+            Ok(Ok(())) => Check { healthy: true, message: "takes rows".to_owned() },
+            Ok(Err(error)) => Check { healthy: false, message: error.to_string() },
+            Err(_) => Check { healthy: false, message: format!("no answer within {} s", HEALTH_WAIT.as_secs()) },
+        };
+        checks.insert("store", store);
+        let mut unreachable = Vec::new();
+        let mut log_problems = Vec::new();
+        for view in &self.pipelines {
+            let ingest = view.ingest.snapshot();
+            if !ingest.connected {
+                let why = ingest.last_error.unwrap_or_else(|| "no broker has answered yet".to_owned());
+                unreachable.push(format!("{}: {why}", view.kind.name()));
+            }
+            let log = view.wal.status();
+            if let Some(cause) = log.poisoned {
+                log_problems.push(format!("{}: {cause}", view.kind.name()));
+            } else if log.out_of_space || ingest.paused {
+                log_problems.push(format!("{}: full", view.kind.name()));
+            }
+        }
+        checks.insert("kafka", check(unreachable, "connected"));
+        checks.insert("wal", check(log_problems, "has room"));
+        checks
+    }
+
+    /// A thread that did not turn for a minute, if there is one.
+    #[must_use]
+    pub fn stalled(&self) -> Option<String> {
+        if self.phase() != Phase::Running {
+            return None;
+        }
+        let now_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let limit_ms = u64::try_from(STALLED_AFTER.as_millis()).unwrap_or(u64::MAX);
+        self.pipelines.iter().find_map(|view| {
+            let heartbeats = [("ingest", view.ingest.heartbeat_ms()), ("deliver", view.deliver_heartbeat_ms())];
+            heartbeats.into_iter().find(|(_, at_ms)| now_ms.saturating_sub(*at_ms) > limit_ms).map(|(thread, at_ms)| {
+                format!("{}-{thread} did nothing for {} s", view.kind.name(), now_ms.saturating_sub(at_ms) / 1000)
+            })
+        })
+    }
+
+    /// Why the process is not ready for work, if it is not. A database outage is no reason: the log absorbs it.
+    #[must_use]
+    pub fn not_ready(&self) -> Option<String> {
+        match self.phase() {
+            Phase::Starting => return Some("starting".to_owned()),
+            Phase::Draining => return Some("draining".to_owned()),
+            Phase::Running => {}
+        }
+        self.pipelines.iter().find_map(|view| {
+            let log = view.wal.status();
+            match (log.poisoned, log.out_of_space) {
+                (Some(cause), _) => Some(format!("{}: {cause}", view.kind.name())),
+                (None, true) => Some(format!("{}: disk full", view.kind.name())),
+                (None, false) => None,
+            }
+        })
+    }
+}
+
+fn check(problems: Vec<String>, fine: &str) -> Check {
+    if problems.is_empty() {
+        Check { healthy: true, message: fine.to_owned() }
+    } else {
+        Check { healthy: false, message: problems.join("; ") }
+    }
+}
+
+fn reason(code: &str, message: String, hint: &str) -> Reason {
+    Reason { code: code.to_owned(), message, hint: hint.to_owned() }
+}
+
+/// For rates and fills: beyond 2^53 the error does not matter.
+#[expect(clippy::cast_precision_loss, reason = "a rate needs no exact count")]
+fn float(count: u64) -> f64 {
+    count as f64
+}

@@ -1,0 +1,253 @@
+//! Carries the ingest machine out against the log: messages in, batches appended, proofs of durability back.
+//!
+//! Knows no Kafka client: `kafka.rs` drives it with a real consumer, the simulator with a model.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use wal::{AppendError, Batch, Fs, Position, PushError, Wal, WalError};
+
+use crate::codec::CodecError;
+use crate::envelope::{Envelope, EnvelopeError, NextOffsets};
+use crate::ingest::{Effect, Event, Ingest, IngestConfig};
+use crate::offsets::{Committable, Intake as Decision};
+
+/// Why messages cannot be taken any more.
+#[derive(Debug, thiserror::Error)]
+pub enum IntakeError {
+    /// The log failed: end the process, start again.
+    #[error("append to log: {0}")]
+    Wal(#[from] WalError),
+    /// A message is longer than a record of the log can be; its partition cannot go on.
+    #[error("message at {topic}/{partition}/{offset}: {reason}")]
+    TooLong {
+        /// Topic of the message.
+        topic: String,
+        /// Its partition.
+        partition: i32,
+        /// Its offset.
+        offset: i64,
+        /// Its length and the limit.
+        reason: String,
+    },
+    /// A record or annotation cannot be encoded.
+    #[error(transparent)]
+    Codec(#[from] CodecError),
+    /// What the log remembers of the offsets cannot be read.
+    #[error("carry of the log: {0}")]
+    Carry(#[from] EnvelopeError),
+}
+
+/// Counts since the start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+pub struct IntakeCounts {
+    /// Messages taken.
+    pub messages: u64,
+    /// Bytes of their payloads.
+    pub payload_bytes: u64,
+    /// Messages that Kafka sent again and the log had already.
+    pub repeated: u64,
+    /// Messages of partitions that are not ours any more.
+    pub unassigned: u64,
+    /// Batches appended.
+    pub batches: u64,
+}
+
+/// The first stage without its consumer.
+pub struct Intake<F: Fs> {
+    machine: Ingest,
+    wal: Wal<F>,
+    batch: Batch,
+    /// Batches that the full log refused, in order.
+    held: VecDeque<Batch>,
+    /// End of what was appended and not yet reported to the machine.
+    appended_end: Option<Position>,
+    annotation: NextOffsets,
+    counts: IntakeCounts,
+}
+
+impl<F: Fs> Intake<F> {
+    /// The stage for a log that was just opened.
+    ///
+    /// # Errors
+    /// [`IntakeError::Carry`]: the log's memory of offsets is from a newer program.
+    pub fn new(config: IngestConfig, wal: Wal<F>) -> Result<Self, IntakeError> {
+        let log_next = NextOffsets::decode(&wal.carry())?;
+        Ok(Self {
+            machine: Ingest::new(config, log_next, wal.durable().through()),
+            wal,
+            batch: Batch::new(),
+            held: VecDeque::new(),
+            appended_end: None,
+            annotation: NextOffsets::default(),
+            counts: IntakeCounts::default(),
+        })
+    }
+
+    /// Takes a message, unless it was taken before or its partition is not ours.
+    ///
+    /// # Errors
+    /// [`IntakeError`]: the message was not taken and nothing after it may be.
+    pub fn take(&mut self, message: &Envelope<'_>, now: Duration, effects: &mut Vec<Effect>) -> Result<(), IntakeError> {
+        match self.machine.take(message.partition, message.offset) {
+            Decision::Take => {}
+            Decision::Repeated => {
+                self.counts.repeated = self.counts.repeated.saturating_add(1);
+                return Ok(());
+            }
+            Decision::Unassigned => {
+                self.counts.unassigned = self.counts.unassigned.saturating_add(1);
+                return Ok(());
+            }
+        }
+        match self.batch.push_with(|out| message.encode_into(out)) {
+            Ok(()) => {}
+            Err(PushError::Write(error)) => return Err(error.into()),
+            Err(PushError::BatchFull) => {
+                // The machine counts this message as taken already, the sealed batch does not hold it.
+                self.seal_before(message)?;
+                self.push_held(now, effects)?;
+                self.batch.push_with(|out| message.encode_into(out)).map_err(|error| match error {
+                    PushError::Write(error) => IntakeError::Codec(error),
+                    PushError::BatchFull => too_long(message, "longer than any record can be"),
+                })?;
+            }
+        }
+        let bytes = message.payload.map_or(0, <[u8]>::len);
+        self.counts.messages = self.counts.messages.saturating_add(1);
+        self.counts.payload_bytes = self.counts.payload_bytes.saturating_add(u64::try_from(bytes).unwrap_or(u64::MAX));
+        Ok(())
+    }
+
+    /// Hands everything taken so far to the log.
+    ///
+    /// # Errors
+    /// [`IntakeError::Wal`]: the log failed.
+    pub fn append(&mut self, now: Duration, effects: &mut Vec<Effect>) -> Result<(), IntakeError> {
+        if !self.batch.is_empty() {
+            self.machine.annotation(&mut self.annotation);
+            self.seal()?;
+        }
+        self.push_held(now, effects)?;
+        // Only when nothing is held does everything taken lie in the log.
+        if let (Some(end), true) = (self.appended_end, self.held.is_empty()) {
+            self.appended_end = None;
+            self.machine.on(Event::Appended { end }, now, effects);
+        }
+        Ok(())
+    }
+
+    /// Queues the current batch with an annotation that ends before `message`.
+    fn seal_before(&mut self, message: &Envelope<'_>) -> Result<(), IntakeError> {
+        self.machine.annotation(&mut self.annotation);
+        self.annotation.set(message.partition, message.offset);
+        self.seal()
+    }
+
+    fn seal(&mut self) -> Result<(), IntakeError> {
+        let mut batch = std::mem::take(&mut self.batch);
+        batch.annotate(&self.annotation.encode()?);
+        self.held.push_back(batch);
+        Ok(())
+    }
+
+    /// Appends what is held, as far as the log has room.
+    fn push_held(&mut self, now: Duration, effects: &mut Vec<Effect>) -> Result<(), IntakeError> {
+        while let Some(batch) = self.held.pop_front() {
+            match self.wal.append(batch) {
+                Ok(ticket) => {
+                    self.appended_end = Some(ticket.range().end);
+                    self.counts.batches = self.counts.batches.saturating_add(1);
+                }
+                Err(AppendError::Full(batch)) => {
+                    self.held.push_front(batch);
+                    self.machine.on(Event::LogFull, now, effects);
+                    return Ok(());
+                }
+                Err(AppendError::Poisoned { cause }) => return Err(WalError::Poisoned { cause }.into()),
+                Err(AppendError::Closed) => return Err(WalError::Closed.into()),
+                Err(other @ AppendError::TooLarge { .. }) => {
+                    return Err(IntakeError::TooLong {
+                        topic: String::new(),
+                        partition: -1,
+                        offset: -1,
+                        reason: other.to_string(),
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// True while the log refuses batches: nothing more should be polled.
+    #[must_use]
+    pub fn is_holding(&self) -> bool {
+        !self.held.is_empty()
+    }
+
+    /// Passes on what the log has proved and how full it is, and whatever time brings.
+    pub fn tick(&mut self, now: Duration, effects: &mut Vec<Effect>) {
+        self.machine.on(Event::Durable(self.wal.durable()), now, effects);
+        let status = self.wal.status();
+        // A held batch is above the mark whatever the numbers say.
+        if !self.is_holding() {
+            self.machine.on(Event::LogFill(status.fill()), now, effects);
+        }
+        self.machine.on(Event::Tick, now, effects);
+    }
+
+    /// Applies an event of the consumer.
+    pub fn on(&mut self, event: Event, now: Duration, effects: &mut Vec<Effect>) {
+        self.machine.on(event, now, effects);
+    }
+
+    /// The last act for partitions that are about to be given away: everything taken from them becomes durable, and
+    /// what may be committed for them is returned.
+    ///
+    /// # Errors
+    /// [`IntakeError::Wal`]: the log failed; nothing may be committed.
+    pub fn settle(&mut self, partitions: &[i32], now: Duration) -> Result<Vec<Committable>, IntakeError> {
+        let mut effects = Vec::new();
+        self.append(now, &mut effects)?;
+        effects.clear();
+        for partition in partitions {
+            self.machine.on(Event::Revoking { partition: *partition }, now, &mut effects);
+        }
+        if effects.iter().any(|effect| matches!(effect, Effect::AwaitDurable(_))) {
+            match self.wal.commit() {
+                // A full log keeps what it has; the rest is fetched again by whoever gets the partition.
+                Ok(()) | Err(WalError::NoSpace { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        self.machine.on(Event::Durable(self.wal.durable()), now, &mut effects);
+        Ok(partitions.iter().flat_map(|partition| self.machine.committable_of(*partition)).collect())
+    }
+
+    /// The machine, for status.
+    #[must_use]
+    pub fn machine(&self) -> &Ingest {
+        &self.machine
+    }
+
+    /// The deliberate bug of the audit: everything polled counts as durable at once.
+    #[cfg(feature = "mutants")]
+    pub fn mutant_commit_before_durable(&mut self) {
+        self.machine.mutant_commit_before_durable();
+    }
+
+    /// Counts since the start.
+    #[must_use]
+    pub fn counts(&self) -> IntakeCounts {
+        self.counts
+    }
+}
+
+fn too_long(message: &Envelope<'_>, reason: &str) -> IntakeError {
+    IntakeError::TooLong {
+        topic: message.topic.to_owned(),
+        partition: message.partition,
+        offset: message.offset,
+        reason: reason.to_owned(),
+    }
+}

@@ -1,0 +1,42 @@
+//! Takes metrics and alarm state transitions from Kafka, makes each durable in a local log before its offset is
+//! committed, and delivers them to Cassandra or an embedded store.
+//!
+//! ```text
+//! Kafka ─poll→ kafka, intake, ingest ─append→ [ wal ] ═files═ log_reader, gather, decode → delivery, deliver
+//!    ↑ commit once durable: offsets                                  ↑ acks        writers → storage
+//!    └───────────────────────────────────────────────────────────────┘        ↘ dead_letters
+//! ```
+//!
+//! What depends on time or order is a machine without I/O: [`ingest`], [`offsets`], [`deliver`], [`breaker`]. What
+//! turns bytes into rows is a plain function: [`decode`], [`gather`], [`envelope`]. The rest is thin drivers.
+
+pub mod breaker;
+pub mod cli;
+pub mod clock;
+pub mod codec;
+pub mod config;
+pub mod dead_letters;
+pub mod decode;
+pub mod deliver;
+pub mod delivery;
+pub mod demo;
+pub mod envelope;
+pub mod exit;
+pub mod gather;
+pub mod http;
+pub mod ingest;
+pub mod inspect;
+pub mod intake;
+pub mod kafka;
+pub mod log_reader;
+#[cfg(feature = "mutants")]
+pub mod mutants;
+pub mod offsets;
+pub mod pipeline;
+pub mod service;
+pub mod store;
+pub mod writers;
+
+/// The promise, as the start-up log and the status state it.
+pub const GUARANTEE: &str = "every message that Kafka considers consumed is in the log, in the store, in the dead \
+letters, or counted as older than the retention; the store holds each as if written once";

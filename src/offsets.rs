@@ -1,0 +1,182 @@
+//! Which offset may be committed, per partition: a queue of (position, next offset). Pure.
+//!
+//! A [`Committable`] offset is the only thing the Kafka side accepts for a commit, and only [`Offsets::durable`] makes
+//! one, from the log's own proof of durability. A partition that was taken away is forgotten at once, so that a late
+//! completion finds nothing to commit.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use wal::{Durable, Position};
+
+/// A next offset before which every message of its partition is durable in the log.
+///
+/// It cannot be made outside this module.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Committable {
+    partition: i32,
+    next: i64,
+}
+
+impl Committable {
+    /// Partition whose offset it is.
+    #[must_use]
+    pub fn partition(&self) -> i32 {
+        self.partition
+    }
+
+    /// The next offset to consume, as Kafka commits it.
+    #[must_use]
+    pub fn next(&self) -> i64 {
+        self.next
+    }
+}
+
+/// Whether a message is to be put into the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Intake {
+    /// New: append it.
+    Take,
+    /// Its offset was taken before: Kafka sent it again.
+    Repeated,
+    /// Its partition is not ours any more.
+    Unassigned,
+}
+
+/// How far a partition has come; each value is a next offset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PartitionProgress {
+    /// Where consumption began after the last assignment.
+    pub started_at: Option<i64>,
+    /// Next offset to take from Kafka.
+    pub consumed: Option<i64>,
+    /// Everything before it is durable in the log.
+    pub durable: Option<i64>,
+    /// What Kafka last confirmed for the group.
+    pub committed: Option<i64>,
+}
+
+#[derive(Debug, Default)]
+struct Partition {
+    progress: PartitionProgress,
+    /// Next offset taken since the last append, not yet in any batch handed to the log.
+    taken: Option<i64>,
+    /// Appended, not yet durable: everything before `next` lies before `end` in the log.
+    pending: VecDeque<Pending>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Pending {
+    end: Position,
+    next: i64,
+}
+
+/// The offsets of all assigned partitions.
+#[derive(Debug, Default)]
+pub struct Offsets {
+    partitions: BTreeMap<i32, Partition>,
+}
+
+impl Offsets {
+    /// Begins to track `partition`. `start` is the offset consumption begins at when it is known; `committed` what
+    /// Kafka holds for the group. When the log knows more than Kafka, what it knows lies before `log_end`, which need
+    /// not be durable yet: a partition may be lost and come back between an append and its sync.
+    pub fn assign(&mut self, partition: i32, start: Option<i64>, committed: Option<i64>, log_end: Position) {
+        let progress = PartitionProgress { started_at: start, consumed: start, durable: committed, committed };
+        let mut state = Partition { progress, ..Partition::default() };
+        if let Some(next) = start.filter(|start| committed.is_none_or(|committed| *start > committed)) {
+            state.pending.push_back(Pending { end: log_end, next });
+        }
+        self.partitions.insert(partition, state);
+    }
+
+    /// Forgets `partition`; whatever of it becomes durable later is not committed by us.
+    pub fn forget(&mut self, partition: i32) {
+        self.partitions.remove(&partition);
+    }
+
+    /// Decides about the message at `offset` and, when it is to be taken, notes it.
+    pub fn take(&mut self, partition: i32, offset: i64) -> Intake {
+        let Some(state) = self.partitions.get_mut(&partition) else { return Intake::Unassigned };
+        if state.progress.consumed.is_some_and(|next| offset < next) {
+            return Intake::Repeated;
+        }
+        let next = offset.saturating_add(1);
+        state.progress.started_at.get_or_insert(offset);
+        state.progress.consumed = Some(next);
+        state.taken = Some(next);
+        Intake::Take
+    }
+
+    /// Partitions with messages taken since the last append, with their next offsets: the annotation of that append.
+    pub fn taken(&self) -> impl Iterator<Item = (i32, i64)> + '_ {
+        self.partitions.iter().filter_map(|(partition, state)| Some((*partition, state.taken?)))
+    }
+
+    /// Everything taken so far lies before `end` in the log.
+    pub fn appended(&mut self, end: Position) {
+        for state in self.partitions.values_mut() {
+            if let Some(next) = state.taken.take() {
+                state.pending.push_back(Pending { end, next });
+            }
+        }
+    }
+
+    /// Applies the log's proof.
+    pub fn durable(&mut self, proof: Durable) {
+        for state in self.partitions.values_mut() {
+            while let Some(front) = state.pending.front() {
+                if front.end > proof.through() {
+                    break;
+                }
+                state.progress.durable = Some(front.next);
+                state.pending.pop_front();
+            }
+        }
+    }
+
+    /// What may be committed and was not confirmed yet, for the partitions that `wanted` accepts.
+    pub fn committable(&self, wanted: impl Fn(i32) -> bool) -> Vec<Committable> {
+        self.partitions
+            .iter()
+            .filter(|(partition, _)| wanted(**partition))
+            .filter_map(|(partition, state)| {
+                let next = state.progress.durable?;
+                let new = state.progress.committed.is_none_or(|committed| next > committed);
+                new.then_some(Committable { partition: *partition, next })
+            })
+            .collect()
+    }
+
+    /// Kafka confirmed that the group's offset of `partition` is `next`.
+    pub fn committed(&mut self, partition: i32, next: i64) {
+        if let Some(state) = self.partitions.get_mut(&partition) {
+            state.progress.committed = Some(state.progress.committed.map_or(next, |old| old.max(next)));
+        }
+    }
+
+    /// Position that must be durable before the offsets of `partition` are all committable, if any is not.
+    #[must_use]
+    pub fn awaited(&self, partition: i32) -> Option<Position> {
+        self.partitions.get(&partition)?.pending.back().map(|pending| pending.end)
+    }
+
+    /// Assigned partitions.
+    pub fn assigned(&self) -> impl Iterator<Item = i32> + '_ {
+        self.partitions.keys().copied()
+    }
+
+    /// Progress of every assigned partition.
+    pub fn progress(&self) -> impl Iterator<Item = (i32, PartitionProgress)> + '_ {
+        self.partitions.iter().map(|(partition, state)| (*partition, state.progress))
+    }
+}
+
+#[cfg(feature = "mutants")]
+impl Offsets {
+    /// The deliberate bug of the audit: everything consumed counts as durable before the log has it.
+    pub fn mutant_commit_before_durable(&mut self) {
+        for state in self.partitions.values_mut() {
+            state.progress.durable = state.progress.consumed;
+        }
+    }
+}

@@ -1,0 +1,541 @@
+//! One pipeline: its log, its threads, and the order in which they start and stop.
+//!
+//! ```text
+//! thread `X-ingest`  ─ append → [ log, thread `wal-committer` ] ═ files ═ thread `X-reader` ─ gathers →
+//! thread `X-deliver` ⇄ threads `X-writer-N` → store
+//! ```
+//! Stages share no lock across I/O; a full channel is the back-pressure. Stopping follows the stream: stop polling,
+//! make durable, commit, leave the group; then drain as far as the time allows; then checkpoint and close the log.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use storage::Store;
+use storage::definitions::DefinitionMemory;
+use tokio_util::sync::CancellationToken;
+use wal::{Committer, DiskFs, Wal, WalConfig, WalError};
+
+use crate::breaker::BreakerState;
+use crate::clock::wall_ms;
+use crate::config::{Config, PipelineConfig};
+use crate::dead_letters::DeadLetters;
+use crate::deliver::{DeliverConfig, DeliverCounts};
+use crate::delivery::Delivery;
+use crate::envelope::OffsetCarry;
+use crate::gather::{GatherConfig, GatherCounts, Gathered, Kind};
+use crate::ingest::IngestConfig;
+use crate::intake::Intake;
+use crate::kafka::{IngestEnd, IngestShared, Ingestion};
+use crate::log_reader::{LogGap, LogReader, LookAhead};
+use crate::offsets::PartitionProgress;
+use crate::writers::{Answer, Writers};
+
+/// How often the log is checkpointed and reclaimed.
+const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(1);
+/// A record of the log holds a message of any length that the configuration allows.
+const RECORD_BYTES_MAX: usize = 64 << 20;
+
+/// What others may know about the second stage.
+#[derive(Debug, Clone, Default)]
+pub struct DeliverSnapshot {
+    /// Counts of requests and rows.
+    pub counts: DeliverCounts,
+    /// What decoding and grouping noticed.
+    pub gathered: GatherCounts,
+    /// Dead letters by reason code since the start.
+    pub dead_lettered: BTreeMap<String, u64>,
+    /// True while dead letters wait for room.
+    pub dead_letters_blocked: bool,
+    /// Where the breaker stands.
+    pub breaker: Option<BreakerState>,
+    /// Last error of the store: code and detail.
+    pub last_error: Option<(String, String)>,
+    /// Requests in flight and their current limit.
+    pub in_flight: usize,
+    /// Current limit of requests in flight.
+    pub in_flight_limit: usize,
+    /// Rows held in memory.
+    pub outstanding_rows: usize,
+    /// For each writer thread: rows written and requests answered with success.
+    pub writers: Vec<WriterCounts>,
+    /// Stretches of the log that could not be read.
+    pub gaps: Vec<LogGap>,
+}
+
+/// What one writer thread did.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct WriterCounts {
+    /// Rows written.
+    pub rows: u64,
+    /// Requests answered with success.
+    pub requests: u64,
+}
+
+/// What the HTTP side reads of a pipeline; it steers nothing.
+pub struct PipelineView {
+    /// What the pipeline carries.
+    pub kind: Kind,
+    /// Its topic.
+    pub topic: String,
+    /// Its consumer group.
+    pub group_id: String,
+    /// Its log.
+    pub wal: Wal<DiskFs>,
+    /// The first stage.
+    pub ingest: Arc<IngestShared>,
+    deliver: Mutex<DeliverSnapshot>,
+    deliver_heartbeat_ms: AtomicU64,
+}
+
+impl PipelineView {
+    /// What is known of the second stage.
+    #[must_use]
+    pub fn deliver(&self) -> DeliverSnapshot {
+        self.deliver.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Milliseconds since the start of the process when the second stage last turned.
+    #[must_use]
+    pub fn deliver_heartbeat_ms(&self) -> u64 {
+        self.deliver_heartbeat_ms.load(Ordering::Relaxed)
+    }
+}
+
+/// How a pipeline ended.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct PipelineEnd {
+    /// What it carried.
+    pub kind: Kind,
+    /// Rows written since the start.
+    pub rows_written: u64,
+    /// Records that stay in the log.
+    pub kept_records: u64,
+    /// Next offset per partition as committed last.
+    pub committed: BTreeMap<i32, i64>,
+}
+
+/// What all pipelines of a process share.
+pub struct Surroundings {
+    /// Where rows go.
+    pub store: Arc<dyn Store>,
+    /// Where messages go that can never be stored.
+    pub dead_letters: DeadLetters<DiskFs>,
+    /// Carries the store's driver.
+    pub runtime: tokio::runtime::Handle,
+    /// Zero of monotonic time.
+    pub started: Instant,
+    /// Takes the first reason to end the process.
+    pub fatal: Sender<anyhow::Error>,
+}
+
+/// A running pipeline.
+pub struct Pipeline {
+    view: Arc<PipelineView>,
+    started: Instant,
+    stop_ingest: Arc<AtomicBool>,
+    closing: Arc<AtomicBool>,
+    give_up: CancellationToken,
+    ingest: JoinHandle<Option<IngestEnd>>,
+    reader: JoinHandle<()>,
+    deliver: JoinHandle<()>,
+    committer: Committer,
+}
+
+impl Pipeline {
+    /// Opens the log and starts the threads.
+    ///
+    /// # Errors
+    /// The log cannot be opened ([`WalError`] inside tells why) or a property of Kafka is refused.
+    pub fn start(
+        kind: Kind,
+        config: &Config,
+        pipeline: &PipelineConfig,
+        surroundings: &Surroundings,
+    ) -> anyhow::Result<Self> {
+        let started = surroundings.started;
+        let wal = open_log(kind, config, started)?;
+        let memory = Arc::new(Mutex::new(DefinitionMemory::new(
+            config.store.definitions_max,
+            config.store.definition_refresh,
+        )));
+        let ingest_shared = IngestShared::new();
+        let view = Arc::new(PipelineView {
+            kind,
+            topic: pipeline.topic.clone(),
+            group_id: pipeline.group_id.clone(),
+            wal: wal.clone(),
+            ingest: Arc::clone(&ingest_shared),
+            deliver: Mutex::new(DeliverSnapshot {
+                writers: vec![WriterCounts::default(); pipeline.writers],
+                ..DeliverSnapshot::default()
+            }),
+            deliver_heartbeat_ms: AtomicU64::new(0),
+        });
+
+        let ingest_config = IngestConfig {
+            commit_interval: config.kafka.commit_interval,
+            initial_offset: config.kafka.initial_offset,
+            ..IngestConfig::default()
+        };
+        let intake = Intake::new(ingest_config, wal.clone()).context("read offsets of the log")?;
+        let ingestion = Ingestion::new(&config.kafka, pipeline, intake, ingest_shared, started)
+            .context("create Kafka consumer")?;
+        let committer = Committer::spawn(wal.clone()).context("start committer thread")?;
+
+        let stop_ingest = Arc::new(AtomicBool::new(false));
+        let closing = Arc::new(AtomicBool::new(false));
+        let give_up = CancellationToken::new();
+
+        let ingest = {
+            let (stop, fatal) = (Arc::clone(&stop_ingest), surroundings.fatal.clone());
+            spawn(format!("{}-ingest", kind.name()), move || match ingestion.run(&stop) {
+                Ok(end) => Some(end),
+                Err(error) => {
+                    // The channel takes the first reason; a later one changes nothing.
+                    drop(fatal.try_send(anyhow::Error::new(error).context("ingest")));
+                    None
+                }
+            })?
+        };
+
+        let (gathers, incoming) = crossbeam_channel::bounded(1);
+        let reader = {
+            let gather_config = GatherConfig {
+                kind,
+                scheme: config.metric_id_scheme,
+                retention: config.retention,
+                definition_refresh: config.store.definition_refresh,
+                batch_rows_max: pipeline.batch_rows_max,
+                batch_bytes_max: bytes(pipeline.batch_bytes_max),
+                message_bytes_max: bytes(pipeline.message_bytes_max),
+            };
+            let look_ahead = LookAhead { rows_max: pipeline.gather_rows_max, freshness: pipeline.freshness };
+            let log_reader = LogReader::new(wal.clone(), gather_config, look_ahead, Arc::clone(&memory));
+            let (closing, give_up) = (Arc::clone(&closing), give_up.clone());
+            let (view, fatal) = (Arc::clone(&view), surroundings.fatal.clone());
+            spawn(format!("{}-reader", kind.name()), move || {
+                if let Err(error) = read_log(log_reader, &view, &gathers, &closing, &give_up, started) {
+                    drop(fatal.try_send(anyhow::Error::new(error).context("read log")));
+                }
+            })?
+        };
+
+        let (answers, answered) = crossbeam_channel::unbounded();
+        let writers = Writers::start(
+            kind.name(),
+            pipeline.writers,
+            &surroundings.store,
+            &surroundings.runtime,
+            &answers,
+            &give_up,
+        )
+        .context("start writer threads")?;
+        let deliver_config = DeliverConfig {
+            in_flight_max: pipeline.writers.saturating_mul(pipeline.in_flight_per_writer),
+            needs_flush: surroundings.store.needs_flush(),
+            seed: wal.status().incarnation.get(),
+            ..DeliverConfig::default()
+        };
+        let stage = DeliverStage {
+            delivery: Delivery::new(deliver_config, wal.clone(), surroundings.dead_letters.clone(), memory),
+            wal,
+            writers,
+            answered,
+            gathers: incoming,
+            store: Arc::clone(&surroundings.store),
+            runtime: surroundings.runtime.clone(),
+            view: Arc::clone(&view),
+            give_up: give_up.clone(),
+            started,
+            rows_held_max: pipeline.gather_rows_max.saturating_mul(2),
+        };
+        let deliver = {
+            let fatal = surroundings.fatal.clone();
+            spawn(format!("{}-deliver", kind.name()), move || {
+                if let Err(error) = stage.run() {
+                    drop(fatal.try_send(error.context("deliver")));
+                }
+            })?
+        };
+        Ok(Self { view, started, stop_ingest, closing, give_up, ingest, reader, deliver, committer })
+    }
+
+    /// What the HTTP side reads.
+    #[must_use]
+    pub fn view(&self) -> Arc<PipelineView> {
+        Arc::clone(&self.view)
+    }
+
+    /// First half of stopping: consumption ends, everything taken is durable and committed, the group is left.
+    pub fn stop_ingest(&self) {
+        self.stop_ingest.store(true, Ordering::Relaxed);
+    }
+
+    /// Second half: delivers what is in the log for as long as `keep_draining` says, then closes the log.
+    ///
+    /// # Errors
+    /// The log could not be closed properly; what it promised holds all the same.
+    pub fn finish(self, keep_draining: impl Fn() -> bool) -> anyhow::Result<PipelineEnd> {
+        let ended = self.ingest.join().unwrap_or(None);
+        self.closing.store(true, Ordering::Relaxed);
+        while !self.deliver.is_finished() && keep_draining() {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        self.give_up.cancel();
+        for thread in [self.reader, self.deliver] {
+            if thread.join().is_err() {
+                tracing::error!(code = "PANIC", "a thread of the pipeline panicked");
+            }
+        }
+        self.committer.stop();
+        let wal = self.view.wal.clone();
+        let closed = wal.close(self.started.elapsed());
+        let committed = ended
+            .map(|end| end.partitions)
+            .unwrap_or_default()
+            .into_iter()
+            .filter_map(|(partition, progress): (i32, PartitionProgress)| Some((partition, progress.committed?)))
+            .collect();
+        let end = PipelineEnd {
+            kind: self.view.kind,
+            rows_written: self.view.deliver().counts.rows_written,
+            kept_records: wal.status().backlog_records,
+            committed,
+        };
+        closed.context("close log")?;
+        Ok(end)
+    }
+}
+
+fn open_log(kind: Kind, config: &Config, started: Instant) -> anyhow::Result<Wal<DiskFs>> {
+    const MIB: u64 = 1 << 20;
+    let dir = config.data_dir.join("wal").join(kind.name());
+    let (max_bytes, segment_bytes) = match kind {
+        Kind::Metrics => (config.wal.metrics_bytes_max.as_u64(), 64 * MIB),
+        Kind::Alarms => (config.wal.alarms_bytes_max.as_u64(), 4 * MIB),
+    };
+    let wal_config = WalConfig {
+        segment_bytes,
+        max_bytes,
+        hold_back: config.wal.hold_back,
+        ..log_limits(max_bytes)
+    };
+    let fs = DiskFs::open(&dir).with_context(|| format!("open log directory {}", dir.display()))?;
+    let (wal, report) = Wal::open(fs, wal_config, Box::<OffsetCarry>::default(), started.elapsed())
+        .with_context(|| format!("open log {}", dir.display()))?;
+    tracing::info!(pipeline = kind.name(), dir = %dir.display(), report = ?report, "log opened");
+    for gap in &report.gaps {
+        tracing::error!(
+            code = "WAL_CORRUPT",
+            pipeline = kind.name(),
+            from = gap.range.start.get(),
+            to = gap.range.end.get(),
+            recovery_row = ?gap.row,
+            "acknowledged records are damaged"
+        );
+    }
+    Ok(wal)
+}
+
+/// Limits on records and queue that fit a log of `max_bytes`.
+pub(crate) fn log_limits(max_bytes: u64) -> WalConfig {
+    let record_max = RECORD_BYTES_MAX.min(usize::try_from(max_bytes / 2).unwrap_or(RECORD_BYTES_MAX));
+    let defaults = WalConfig::default();
+    WalConfig { max_record_bytes: record_max, queue_bytes_max: defaults.queue_bytes_max.max(record_max), ..defaults }
+}
+
+fn bytes(size: bytesize::ByteSize) -> usize {
+    usize::try_from(size.as_u64()).unwrap_or(usize::MAX)
+}
+
+fn spawn<T: Send + 'static>(
+    name: String,
+    body: impl FnOnce() -> T + Send + 'static,
+) -> anyhow::Result<JoinHandle<T>> {
+    std::thread::Builder::new().name(name.clone()).spawn(body).with_context(|| format!("start thread {name}"))
+}
+
+/// Body of the reader thread: ends when closing and everything durable was passed on, or when told to give up.
+fn read_log(
+    mut log_reader: LogReader<DiskFs>,
+    view: &PipelineView,
+    gathers: &Sender<Gathered>,
+    closing: &AtomicBool,
+    give_up: &CancellationToken,
+    started: Instant,
+) -> Result<(), WalError> {
+    while !give_up.is_cancelled() {
+        // Read before pulling: what was appended before closing is durable by then.
+        let hurry = closing.load(Ordering::Relaxed);
+        let gathered = log_reader.pull(hurry, started.elapsed(), wall_ms())?;
+        let gaps = log_reader.take_gaps();
+        for gap in &gaps {
+            tracing::error!(code = "WAL_CORRUPT", pipeline = view.kind.name(), ?gap, "records of the log are lost");
+        }
+        if !gaps.is_empty() {
+            view.deliver.lock().unwrap_or_else(PoisonError::into_inner).gaps.extend(gaps);
+        }
+        let Some(mut gathered) = gathered else {
+            if hurry {
+                return Ok(());
+            }
+            let wait = log_reader.due().map_or(Duration::from_millis(200), |due| {
+                due.saturating_sub(started.elapsed()).clamp(Duration::from_millis(1), Duration::from_millis(200))
+            });
+            view.wal.wait_durable(log_reader.next(), wait);
+            continue;
+        };
+        loop {
+            match gathers.send_timeout(gathered, Duration::from_millis(100)) {
+                Ok(()) => break,
+                Err(crossbeam_channel::SendTimeoutError::Timeout(back)) if !give_up.is_cancelled() => gathered = back,
+                Err(_) => return Ok(()),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The thread between the log and the writers.
+struct DeliverStage {
+    delivery: Delivery<DiskFs>,
+    wal: Wal<DiskFs>,
+    writers: Writers,
+    answered: Receiver<Answer>,
+    gathers: Receiver<Gathered>,
+    store: Arc<dyn Store>,
+    runtime: tokio::runtime::Handle,
+    view: Arc<PipelineView>,
+    give_up: CancellationToken,
+    started: Instant,
+    rows_held_max: usize,
+}
+
+impl DeliverStage {
+    /// Ends when the reader is done and everything is delivered, or when told to give up.
+    fn run(mut self) -> anyhow::Result<()> {
+        let mut last_checkpoint = Duration::ZERO;
+        let mut more_to_come = true;
+        let mut writer_counts = self.view.deliver().writers;
+        while (more_to_come || !self.delivery.is_idle()) && !self.give_up.is_cancelled() {
+            let now = self.started.elapsed();
+            // A store that flushes works here; the next answers wait meanwhile, and so does the log.
+            if self.delivery.take_flush() {
+                let flushed = self.runtime.block_on(self.store.flush());
+                if let Err(error) = &flushed {
+                    tracing::warn!(code = error.code, detail = error.detail, "flush the store; tried again");
+                }
+                self.delivery.flushed(flushed.is_ok(), self.started.elapsed())?;
+            }
+            for (unit, rows) in self.delivery.take_requests() {
+                self.writers.send(unit, rows);
+            }
+            for state in self.delivery.take_breaker_changes() {
+                self.say(state);
+            }
+            if now.saturating_sub(last_checkpoint) >= CHECKPOINT_INTERVAL {
+                last_checkpoint = now;
+                self.wal.checkpoint(now).context("checkpoint log")?;
+            }
+            self.publish(&writer_counts);
+
+            let room = more_to_come && self.delivery.machine().outstanding_rows() < self.rows_held_max;
+            let wait = self
+                .delivery
+                .machine()
+                .next_deadline()
+                .map_or(Duration::from_millis(100), |due| due.saturating_sub(self.started.elapsed()))
+                .min(Duration::from_millis(100));
+            match self.wait(room, wait) {
+                Woken::Answer(answer) => {
+                    self.answer(answer, &mut writer_counts)?;
+                    // What else is there, without waiting.
+                    while let Ok(answer) = self.answered.try_recv() {
+                        self.answer(answer, &mut writer_counts)?;
+                    }
+                }
+                Woken::Gather(gathered) => self.delivery.gathered(*gathered, self.started.elapsed())?,
+                Woken::ReaderDone => more_to_come = false,
+                Woken::Time => self.delivery.tick(self.started.elapsed())?,
+            }
+        }
+        self.publish(&writer_counts);
+        self.writers.stop();
+        Ok(())
+    }
+
+    fn answer(&mut self, answer: Answer, counts: &mut [WriterCounts]) -> anyhow::Result<()> {
+        self.writers.answered(&answer);
+        if let (Ok(()), Some(count)) = (&answer.outcome, counts.get_mut(answer.writer)) {
+            count.rows = count.rows.saturating_add(u64::try_from(answer.rows).unwrap_or(u64::MAX));
+            count.requests = count.requests.saturating_add(1);
+        }
+        self.delivery.done(answer.unit, answer.outcome, self.started.elapsed())?;
+        Ok(())
+    }
+
+    fn wait(&self, room: bool, wait: Duration) -> Woken {
+        if room {
+            crossbeam_channel::select! {
+                recv(self.answered) -> answer => answer.map_or(Woken::Time, Woken::Answer),
+                recv(self.gathers) -> gathered => gathered.map_or(Woken::ReaderDone, |gathered| Woken::Gather(Box::new(gathered))),
+                default(wait) => Woken::Time,
+            }
+        } else {
+            match self.answered.recv_timeout(wait) {
+                Ok(answer) => Woken::Answer(answer),
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => Woken::Time,
+            }
+        }
+    }
+
+    fn say(&self, state: BreakerState) {
+        let (code, detail) = self
+            .delivery
+            .machine()
+            .last_error()
+            .map_or(("", String::new()), |error| (error.code, error.detail.clone()));
+        match state {
+            BreakerState::Open => tracing::warn!(
+                code,
+                pipeline = self.view.kind.name(),
+                detail,
+                "store does not take rows: they stay in the log until it does"
+            ),
+            BreakerState::Closed | BreakerState::HalfOpen => {
+                tracing::info!(pipeline = self.view.kind.name(), "store takes rows again");
+            }
+        }
+    }
+
+    fn publish(&self, writer_counts: &[WriterCounts]) {
+        let machine = self.delivery.machine();
+        let mut snapshot = self.view.deliver.lock().unwrap_or_else(PoisonError::into_inner);
+        snapshot.counts = machine.counts();
+        snapshot.gathered = self.delivery.gathered_counts();
+        snapshot.dead_lettered.clone_from(self.delivery.dead_lettered());
+        snapshot.dead_letters_blocked = self.delivery.dead_letters_blocked();
+        snapshot.breaker = Some(machine.breaker());
+        snapshot.last_error = machine.last_error().map(|error| (error.code.to_owned(), error.detail.clone()));
+        snapshot.in_flight = machine.in_flight();
+        snapshot.in_flight_limit = machine.in_flight_limit();
+        snapshot.outstanding_rows = machine.outstanding_rows();
+        snapshot.writers.clear();
+        snapshot.writers.extend_from_slice(writer_counts);
+        let now_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.view.deliver_heartbeat_ms.store(now_ms, Ordering::Relaxed);
+    }
+}
+
+/// What ended a wait of the deliver thread.
+enum Woken {
+    Answer(Answer),
+    Gather(Box<Gathered>),
+    ReaderDone,
+    Time,
+}

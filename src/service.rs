@@ -1,0 +1,235 @@
+//! The whole service: what is started, in which order, and how it stops.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use crossbeam_channel::{Receiver, Sender};
+use serde::Serialize;
+use storage::Store;
+use tokio_util::sync::CancellationToken;
+use wal::{DiskFs, NoCarry, Wal, WalConfig};
+
+use crate::config::{Config, ShutdownMode};
+use crate::dead_letters::DeadLetters;
+use crate::gather::Kind;
+use crate::http;
+use crate::inspect::{Inspect, Phase};
+use crate::pipeline::{self, Pipeline, PipelineEnd, Surroundings};
+use crate::store::{self, OpenStore};
+
+/// Ends a running service. Clones end the same one.
+#[derive(Debug, Clone)]
+pub struct StopHandle(Sender<()>);
+
+impl StopHandle {
+    /// The first call begins to stop, the second one skips the drain.
+    pub fn stop(&self) {
+        // A full channel means that both were said already.
+        drop(self.0.try_send(()));
+    }
+}
+
+/// The other end of a [`StopHandle`].
+#[derive(Debug)]
+pub struct StopSignal(Receiver<()>);
+
+/// A handle and the signal it gives.
+#[must_use]
+pub fn stop_channel() -> (StopHandle, StopSignal) {
+    let (handle, signal) = crossbeam_channel::bounded(2);
+    (StopHandle(handle), StopSignal(signal))
+}
+
+/// How the service ended; also written to `last_shutdown.json` in the data directory.
+#[derive(Debug, Clone, Serialize)]
+pub struct Summary {
+    /// When it ended, milliseconds since the epoch.
+    pub ended_ms: i64,
+    /// Seconds it ran.
+    pub uptime_s: u64,
+    /// Whether everything stopped as it should.
+    pub clean: bool,
+    /// One entry per pipeline.
+    pub pipelines: Vec<PipelineEnd>,
+    /// Dead letters kept, repetitions included.
+    pub dead_letters: u64,
+}
+
+impl Summary {
+    /// One line for people.
+    #[must_use]
+    pub fn line(&self) -> String {
+        use std::fmt::Write as _;
+        let mut line = String::from("stopped:");
+        for end in &self.pipelines {
+            // Writing to a String does not fail.
+            let _infallible = write!(
+                line,
+                " {}: {} rows delivered, {} records kept in the log;",
+                end.kind.name(),
+                end.rows_written,
+                end.kept_records
+            );
+        }
+        let _infallible = write!(line, " {} dead letters", self.dead_letters);
+        line
+    }
+}
+
+/// What is running, told once everything is.
+#[derive(Debug, Clone)]
+pub struct Running {
+    /// Where HTTP answers.
+    pub http: std::net::SocketAddr,
+}
+
+/// Runs until `stop` is given or something fails that only a restart repairs. `running` is called once.
+///
+/// # Errors
+/// What could not be started, or what failed; [`crate::exit`] turns it into an exit code.
+pub fn run(config: &Config, stop: &StopSignal, running: impl FnOnce(&Running)) -> anyhow::Result<Summary> {
+    let started = Instant::now();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("async")
+        .enable_all()
+        .build()
+        .context("start async runtime")?;
+    let bound = runtime.block_on(http::Bound::to(config.http.bind))?;
+    let address = bound.address;
+    std::fs::create_dir_all(&config.data_dir)
+        .with_context(|| format!("create data_dir {}", config.data_dir.display()))?;
+    let dead_letters = open_dead_letters(config, started)?;
+    let OpenStore { store, read } = store::open(config, runtime.handle())?;
+    let (fatal, failed) = crossbeam_channel::bounded(1);
+    let surroundings = Surroundings {
+        store: Arc::clone(&store),
+        dead_letters: dead_letters.clone(),
+        runtime: runtime.handle().clone(),
+        started,
+        fatal,
+    };
+    let mut pipelines = Vec::new();
+    for (kind, pipeline) in [(Kind::Metrics, &config.metrics), (Kind::Alarms, &config.alarms)] {
+        if pipeline.enabled {
+            pipelines.push(
+                Pipeline::start(kind, config, pipeline, &surroundings)
+                    .with_context(|| format!("start pipeline {}", kind.name()))?,
+            );
+        }
+    }
+    let views = pipelines.iter().map(Pipeline::view).collect();
+    let inspect = Arc::new(Inspect::new(started, views, Arc::clone(&store), read, dead_letters.clone()));
+    let http_stop = CancellationToken::new();
+    let http_server = runtime.spawn(http::serve(bound, Arc::clone(&inspect), http_stop.clone()));
+    let sampler = {
+        let inspect = Arc::clone(&inspect);
+        runtime.spawn(async move {
+            let mut second = tokio::time::interval(Duration::from_secs(1));
+            loop {
+                second.tick().await;
+                inspect.sample();
+            }
+        })
+    };
+    inspect.enter(Phase::Running);
+    tracing::info!(http = %address, guarantee = crate::GUARANTEE, "running");
+    running(&Running { http: address });
+
+    let failure = crossbeam_channel::select! {
+        recv(stop.0) -> _ => None,
+        recv(failed) -> error => error.ok(),
+    };
+    if let Some(error) = failure {
+        // Nothing more can be promised: end at once, a restart goes on where the log ends.
+        tracing::error!(code = "FATAL", error = format!("{error:#}"), "the service cannot go on");
+        return Err(error);
+    }
+
+    inspect.enter(Phase::Draining);
+    let ended = shut_down(config, stop, pipelines, &runtime, store.as_ref(), &dead_letters, started)?;
+    sampler.abort();
+    http_stop.cancel();
+    let server = runtime.block_on(async { tokio::time::timeout(Duration::from_secs(2), http_server).await });
+    if server.is_err() {
+        tracing::debug!("HTTP connections were still open at the end");
+    }
+    runtime.shutdown_timeout(Duration::from_secs(2));
+    Ok(ended)
+}
+
+fn shut_down(
+    config: &Config,
+    stop: &StopSignal,
+    pipelines: Vec<Pipeline>,
+    runtime: &tokio::runtime::Runtime,
+    store: &dyn Store,
+    dead_letters: &DeadLetters<DiskFs>,
+    started: Instant,
+) -> anyhow::Result<Summary> {
+    tracing::info!(mode = ?config.shutdown.mode, "stopping");
+    let drain_until = match config.shutdown.mode {
+        ShutdownMode::Drain => Instant::now() + config.shutdown.drain_timeout,
+        ShutdownMode::Persist => Instant::now(),
+    };
+    for pipeline in &pipelines {
+        pipeline.stop_ingest();
+    }
+    // A second signal skips the drain; what is in the log stays there.
+    let hurry = std::cell::Cell::new(false);
+    let keep_draining = || {
+        if stop.0.try_recv().is_ok() {
+            tracing::warn!("second signal: the backlog stays in the log");
+            hurry.set(true);
+        }
+        !hurry.get() && Instant::now() < drain_until
+    };
+    let mut ends = Vec::new();
+    let mut clean = true;
+    for pipeline in pipelines {
+        match pipeline.finish(keep_draining) {
+            Ok(end) => ends.push(end),
+            Err(error) => {
+                clean = false;
+                tracing::error!(code = "SHUTDOWN", error = format!("{error:#}"), "stop pipeline");
+            }
+        }
+    }
+    if let Err(error) = runtime.block_on(store.close()) {
+        tracing::warn!(code = error.code, detail = error.detail, "close store; the log keeps what it did not confirm");
+    }
+    let dead = dead_letters.count();
+    if let Err(error) = dead_letters.wal().close(started.elapsed()) {
+        clean = false;
+        tracing::error!(code = "SHUTDOWN", %error, "close dead letters");
+    }
+    let summary = Summary {
+        ended_ms: crate::clock::wall_ms(),
+        uptime_s: started.elapsed().as_secs(),
+        clean,
+        pipelines: ends,
+        dead_letters: dead,
+    };
+    let path = config.data_dir.join("last_shutdown.json");
+    let text = serde_json::to_string_pretty(&summary).context("write shutdown summary")?;
+    std::fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
+    tracing::info!("{}", summary.line());
+    Ok(summary)
+}
+
+/// Directory of the dead letters below the data directory.
+#[must_use]
+pub fn dead_letters_dir(config: &Config) -> std::path::PathBuf {
+    config.data_dir.join("dead-letters")
+}
+
+fn open_dead_letters(config: &Config, started: Instant) -> anyhow::Result<DeadLetters<DiskFs>> {
+    let dir = dead_letters_dir(config);
+    let max_bytes = config.wal.dead_letters_bytes_max.as_u64();
+    let wal_config = WalConfig { segment_bytes: 4 << 20, max_bytes, ..pipeline::log_limits(max_bytes) };
+    let fs = DiskFs::open(&dir).with_context(|| format!("open directory {}", dir.display()))?;
+    let (wal, _report) = Wal::open(fs, wal_config, Box::new(NoCarry), started.elapsed())
+        .with_context(|| format!("open dead letters {}", dir.display()))?;
+    Ok(DeadLetters::new(wal))
+}

@@ -1,0 +1,10 @@
+//! Apache Cassandra and ScyllaDB, with the tables that monasca-api reads.
+
+mod errors;
+pub mod schema;
+mod session;
+mod statements;
+mod store;
+
+pub use session::CassandraConfig;
+pub use store::CassandraStore;

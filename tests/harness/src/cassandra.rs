@@ -1,0 +1,198 @@
+//! A real Cassandra node.
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+use crate::kafka::keep_when_panicking;
+use crate::process::{Process, ProcessBuilder};
+use crate::{HarnessError, free_port, jars};
+
+const NAME: &str = "cassandra-5.0.4";
+const READY_WAIT: Duration = Duration::from_secs(180);
+
+/// What a node is started with.
+#[derive(Debug, Clone, Default)]
+pub struct CassandraBuilder {
+    settings: Vec<(String, String)>,
+    cpu: Option<usize>,
+}
+
+impl CassandraBuilder {
+    /// Sets a key of `cassandra.yaml`, in place of the one that is there.
+    #[must_use]
+    pub fn setting(mut self, key: &str, value: &str) -> Self {
+        self.settings.push((key.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Pins it to one core: for benchmarks.
+    #[must_use]
+    pub fn cpu(mut self, cpu: usize) -> Self {
+        self.cpu = Some(cpu);
+        self
+    }
+
+    /// Starts it and waits until it answers.
+    ///
+    /// # Errors
+    /// [`HarnessError`].
+    pub fn start(self) -> Result<Cassandra, HarnessError> {
+        let lib = jars::directory(NAME, include_str!("../services/cassandra/pom.xml"))?;
+        let dir = TempDir::with_prefix("cassandra-").map_err(HarnessError::io("create directory"))?;
+        for part in ["data", "commitlog", "hints", "saved", "cdc"] {
+            std::fs::create_dir(dir.path().join(part)).map_err(HarnessError::io(format!("create {part}")))?;
+        }
+        let port = free_port()?;
+        let mut yaml = include_str!("../services/cassandra/cassandra.yaml")
+            .replace("@PORT@", &port.to_string())
+            .replace("@STORAGE_PORT@", &free_port()?.to_string())
+            .replace("@SSL_STORAGE_PORT@", &free_port()?.to_string())
+            .replace("@DIR@", &dir.path().to_string_lossy());
+        for (key, value) in &self.settings {
+            let beginning = format!("{key}:");
+            yaml = yaml.lines().filter(|line| !line.starts_with(&beginning)).map(|line| format!("{line}\n")).collect();
+            yaml.push_str(&format!("{key}: {value}\n"));
+        }
+        let config = dir.path().join("cassandra.yaml");
+        std::fs::write(&config, yaml).map_err(HarnessError::io("write cassandra.yaml"))?;
+        let logging = dir.path().join("logback.xml");
+        std::fs::write(&logging, include_str!("../services/cassandra/logback.xml"))
+            .map_err(HarnessError::io("write logback.xml"))?;
+        let agent = std::fs::read_dir(&lib)
+            .map_err(HarnessError::io("read the jars"))?
+            .filter_map(Result::ok)
+            .map(|entry| entry.path())
+            .find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("jamm-")))
+            .ok_or_else(|| HarnessError::Missing(format!("no jamm jar in {}", lib.display())))?;
+        let builder = ProcessBuilder::new("java", dir.path().join("cassandra.log"))
+            .args(["-Xms512m", "-Xmx1g"])
+            .args(include_str!("../services/cassandra/jvm.options").lines().filter(|line| line.starts_with('-')))
+            .args([
+                format!("-javaagent:{}", agent.display()),
+                format!("-Dcassandra.config=file://{}", config.display()),
+                format!("-Dcassandra.storagedir={}", dir.path().display()),
+                format!("-Dlogback.configurationFile={}", logging.display()),
+                "-cp".to_owned(),
+                format!("{}/*", lib.display()),
+                "org.apache.cassandra.service.CassandraDaemon".to_owned(),
+            ])
+            .cpu(self.cpu);
+        let process = builder.start()?;
+        let cassandra = Cassandra { process, builder, port, dir: Some(dir) };
+        cassandra.wait_ready()?;
+        Ok(cassandra)
+    }
+}
+
+/// A running node. Dropping it ends it.
+#[derive(Debug)]
+pub struct Cassandra {
+    process: Process,
+    builder: ProcessBuilder,
+    port: u16,
+    dir: Option<TempDir>,
+}
+
+impl Cassandra {
+    /// Starts a node with the defaults.
+    ///
+    /// # Errors
+    /// [`HarnessError`].
+    pub fn start() -> Result<Self, HarnessError> {
+        Self::builder().start()
+    }
+
+    /// What can be chosen.
+    #[must_use]
+    pub fn builder() -> CassandraBuilder {
+        CassandraBuilder::default()
+    }
+
+    /// `host:port` for clients.
+    #[must_use]
+    pub fn contact_point(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) {
+        self.process.kill();
+    }
+
+    /// SIGSTOP.
+    pub fn freeze(&self) {
+        self.process.freeze();
+    }
+
+    /// SIGCONT.
+    pub fn thaw(&self) {
+        self.process.thaw();
+    }
+
+    /// SIGTERM, and waits until it ended.
+    pub fn stop(&mut self) {
+        self.process.terminate();
+        if self.process.wait(Duration::from_secs(30)).is_none() {
+            self.process.kill();
+        }
+    }
+
+    /// Starts it again on its data, after a kill or a stop.
+    ///
+    /// # Errors
+    /// As [`Cassandra::start`].
+    pub fn restart(&mut self) -> Result<(), HarnessError> {
+        self.process.kill();
+        self.process = self.builder.start()?;
+        self.wait_ready()
+    }
+
+    /// True until it ended.
+    pub fn is_running(&mut self) -> bool {
+        self.process.is_running()
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.process.pid()
+    }
+
+    fn wait_ready(&self) -> Result<(), HarnessError> {
+        let deadline = Instant::now() + READY_WAIT;
+        while Instant::now() < deadline {
+            if answers(self.port) {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        Err(HarnessError::NotReady {
+            name: "Cassandra",
+            seconds: READY_WAIT.as_secs(),
+            log: self.process.log_path().to_owned(),
+            tail: self.process.log_tail(),
+        })
+    }
+}
+
+impl Drop for Cassandra {
+    fn drop(&mut self) {
+        self.process.kill();
+        keep_when_panicking(self.dir.take());
+    }
+}
+
+/// Asks for the server's options in CQL's protocol, version 4; any answer of that protocol will do.
+fn answers(port: u16) -> bool {
+    const OPTIONS: [u8; 9] = [0x04, 0, 0, 0, 0x05, 0, 0, 0, 0];
+    const RESPONSE_VERSION: u8 = 0x84;
+    let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)) else { return false };
+    let mut first = [0];
+    stream.set_read_timeout(Some(Duration::from_secs(2))).is_ok()
+        && stream.write_all(&OPTIONS).is_ok()
+        && stream.read_exact(&mut first).is_ok()
+        && first == [RESPONSE_VERSION]
+}

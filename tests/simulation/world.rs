@@ -1,0 +1,259 @@
+//! One run: a world with a clock, and dice that decide what happens next.
+
+use std::time::Duration;
+
+use wal::sim::{CrashLevel, SimDisk};
+
+use crate::kafka::{Fate, Kafka, Message, metric_message};
+use crate::oracle;
+use crate::process::Process;
+use crate::store::Store;
+
+/// The deliberate bug of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bug {
+    None,
+    CommitBeforeDurable,
+}
+
+/// Random numbers from a seed (splitmix64).
+#[derive(Debug)]
+pub struct Dice(u64);
+
+impl Dice {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    pub fn below(&mut self, end: u64) -> u64 {
+        self.next() % end.max(1)
+    }
+
+    pub fn index(&mut self, len: usize) -> usize {
+        usize::try_from(self.below(len as u64)).unwrap()
+    }
+
+    pub fn one_in(&mut self, chances: u64) -> bool {
+        self.below(chances) == 0
+    }
+}
+
+/// What happened in a run.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Tally {
+    pub messages: u64,
+    pub crashes: u64,
+    pub power_cuts: u64,
+    pub crashes_while_opening: u64,
+    pub clean_stops: u64,
+    pub rebalances: u64,
+    pub repeated: u64,
+    pub store_failures: u64,
+    pub store_writes: u64,
+    pub dead_letters: u64,
+}
+
+impl Tally {
+    pub fn add(&mut self, other: &Self) {
+        self.messages += other.messages;
+        self.crashes += other.crashes;
+        self.power_cuts += other.power_cuts;
+        self.crashes_while_opening += other.crashes_while_opening;
+        self.clean_stops += other.clean_stops;
+        self.rebalances += other.rebalances;
+        self.repeated += other.repeated;
+        self.store_failures += other.store_failures;
+        self.store_writes += other.store_writes;
+        self.dead_letters += other.dead_letters;
+    }
+}
+
+/// Everything there is.
+pub struct World {
+    dice: Dice,
+    bug: Bug,
+    now: Duration,
+    kafka: Kafka,
+    store: Store,
+    /// The log and the dead letters: crashes take both.
+    disks: [SimDisk; 2],
+    sequence: u32,
+    store_up: bool,
+    tally: Tally,
+}
+
+/// Zero of the wall clock of every run.
+const EPOCH_MS: i64 = 1_700_000_000_000;
+
+impl World {
+    pub fn new(seed: u64, bug: Bug) -> Self {
+        let mut dice = Dice(seed);
+        let partitions = 1 + dice.index(3);
+        let disks = [SimDisk::new(dice.next()), SimDisk::new(dice.next())];
+        Self {
+            dice,
+            bug,
+            now: Duration::ZERO,
+            kafka: Kafka::new(partitions),
+            store: Store::default(),
+            disks,
+            sequence: 0,
+            store_up: true,
+            tally: Tally::default(),
+        }
+    }
+
+    fn now_ms(&self) -> i64 {
+        EPOCH_MS + i64::try_from(self.now.as_millis()).unwrap()
+    }
+
+    /// Lives and deaths, then a last life without faults that must come to rest; then the final check.
+    pub fn run(mut self) -> Tally {
+        for _ in 0..1 + self.dice.below(4) {
+            self.live();
+        }
+        self.come_to_rest();
+        self.tally.messages = self.kafka.messages().count() as u64;
+        self.tally.store_writes = self.store.writes;
+        self.tally.dead_letters = oracle::check_final(&self.kafka, &self.store, &self.disks);
+        self.tally
+    }
+
+    /// Faults of an earlier life do not reach into this one.
+    fn heal_disks(&self) {
+        for disk in &self.disks {
+            disk.fail_after(1 << 40);
+        }
+    }
+
+    fn live(&mut self) {
+        self.heal_disks();
+        if self.dice.one_in(3) {
+            // Dies at some operation of a disk, perhaps while it is opening.
+            let operations = 1 + self.dice.below(120);
+            let disk = self.dice.index(2);
+            self.disks[disk].fail_after(operations);
+        }
+        let started = Process::start(&self.disks, &self.kafka, self.now, &mut self.dice);
+        let Ok(mut process) = started else {
+            self.tally.crashes_while_opening += 1;
+            self.crash();
+            return;
+        };
+        for _ in 0..20 + self.dice.below(150) {
+            if self.step(&mut process).is_err() {
+                break;
+            }
+        }
+        if self.dice.one_in(5) && process.stop(&mut self.kafka, self.now).is_ok() {
+            self.tally.clean_stops += 1;
+            return;
+        }
+        self.crash();
+    }
+
+    fn step(&mut self, process: &mut Process) -> Result<(), crate::process::Died> {
+        self.now += Duration::from_millis(self.dice.below(120));
+        let now_ms = self.now_ms();
+        match self.dice.below(20) {
+            0..=2 => self.produce(),
+            3..=6 => process.poll(&self.kafka, self.now, now_ms, &mut self.dice, &mut self.tally)?,
+            7..=8 => process.sync()?,
+            9 => process.turn_with(self.now, self.bug)?,
+            10..=11 => process.answer_commit(&mut self.kafka, self.now, &mut self.dice),
+            12..=13 => process.deliver(self.now, now_ms, false)?,
+            14..=17 => {
+                for _ in 0..4 {
+                    process.answer_request(
+                        &mut self.store,
+                        self.now,
+                        &mut self.dice,
+                        self.store_up,
+                        &mut self.tally,
+                    )?;
+                }
+            }
+            18 => process.checkpoint(self.now)?,
+            _ if self.dice.one_in(2) => {
+                self.tally.rebalances += 1;
+                process.rebalance(&mut self.kafka, self.now, &mut self.dice)?;
+            }
+            _ => self.store_up = !self.dice.one_in(3),
+        }
+        Ok(())
+    }
+
+    fn produce(&mut self) {
+        for _ in 0..self.dice.below(25) {
+            self.sequence += 1;
+            let partition = self.dice.index(self.kafka.partitions.len());
+            // Unique, so that the winner of a key is decided.
+            let timestamp_ms = self.now_ms() - 30_000 + i64::from(self.sequence);
+            let series = u32::try_from(self.dice.below(6)).unwrap();
+            let time_ms = EPOCH_MS + i64::try_from(self.dice.below(40)).unwrap() * 1000;
+            let (payload, fate) = match self.dice.below(30) {
+                0 => (Some(b"{\"metric\":".to_vec()), Fate::Poison),
+                1 => (None, Fate::Poison),
+                2 => (Some(metric_message(series, time_ms, self.sequence, true)), Fate::Refused),
+                _ => (
+                    Some(metric_message(series, time_ms, self.sequence, false)),
+                    Fate::Stored { series, time_ms, sequence: self.sequence },
+                ),
+            };
+            self.kafka.partitions[partition].push(Message { payload, timestamp_ms, fate });
+        }
+    }
+
+    /// The process is gone; the disks keep what they keep, and recovery shows it.
+    fn crash(&mut self) {
+        let level = if self.dice.one_in(2) { CrashLevel::Kill } else { CrashLevel::PowerCut };
+        self.tally.crashes += 1;
+        self.tally.power_cuts += u64::from(level == CrashLevel::PowerCut);
+        let disks = [self.disks[0].crash(level), self.disks[1].crash(level)];
+        self.disks = disks;
+        // What recovery makes of it is what counts; it runs on a copy, the real one comes with the next start.
+        let copy = [self.disks[0].fork(), self.disks[1].fork()];
+        let process = Process::start(&copy, &self.kafka, self.now, &mut Dice(1));
+        if let Err(died) = &process {
+            panic!("a healthy disk cannot be opened: {}", died.0);
+        }
+        drop(process);
+        oracle::check_committed(&self.kafka, &self.store, &copy);
+    }
+
+    fn come_to_rest(&mut self) {
+        self.store_up = true;
+        self.heal_disks();
+        let mut process = Process::start(&self.disks, &self.kafka, self.now, &mut self.dice)
+            .unwrap_or_else(|died| panic!("a healthy disk cannot be opened: {}", died.0));
+        // I9: without faults everything is delivered within bounded time.
+        for _ in 0..20_000 {
+            self.now += Duration::from_millis(50);
+            let now_ms = self.now_ms();
+            let alive = process
+                .poll(&self.kafka, self.now, now_ms, &mut self.dice, &mut self.tally)
+                .and_then(|()| process.turn(self.now))
+                .and_then(|()| process.sync())
+                .and_then(|()| process.deliver(self.now, now_ms, false))
+                .and_then(|()| process.checkpoint(self.now));
+            alive.unwrap_or_else(|died| panic!("a healthy disk failed: {}", died.0));
+            process.answer_commit(&mut self.kafka, self.now, &mut self.dice);
+            for _ in 0..8 {
+                let answered =
+                    process.answer_request(&mut self.store, self.now, &mut self.dice, true, &mut self.tally);
+                answered.unwrap_or_else(|died| panic!("a healthy disk failed: {}", died.0));
+            }
+            if process.is_done(&self.kafka) {
+                process
+                    .stop(&mut self.kafka, self.now)
+                    .unwrap_or_else(|died| panic!("a healthy disk failed: {}", died.0));
+                return;
+            }
+        }
+        panic!("I9: not at rest after 1,000 s without faults: {}", process.describe());
+    }
+}

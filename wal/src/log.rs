@@ -1,0 +1,397 @@
+//! The log as its users hold it: [`Wal`] is a cheap handle, [`Log`] what all handles share.
+//!
+//! One short mutex guards the state and is never held across file operations. The writer of the
+//! newest segment travels: whoever leads takes it out of the state, works without the lock, and
+//! puts it back. Acks and the carry have mutexes of their own, so that acknowledging never waits
+//! for appending.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::attest::{Attestation, attest};
+use crate::batch::{ANNOTATION_BYTES_MAX, Batch};
+use crate::carry::Carry;
+use crate::checkpoint::CursorFile;
+use crate::commit::{Commit, Event, Sequence};
+use crate::config::WalConfig;
+use crate::cursor::Acks;
+use crate::disk::DiskFs;
+use crate::error::{AppendError, WalError};
+use crate::format::link::Resumed;
+use crate::format::{BLOCK_BYTES, align_block};
+use crate::frame::{Encoded, Frame, planned_bytes};
+use crate::fs::Fs;
+use crate::leader::Lead;
+use crate::position::{Durable, Incarnation, LogId, Position};
+use crate::reader::Reader;
+use crate::recovery::{self, RecoveryReport};
+use crate::segment::{SegmentInfo, Writer};
+use crate::status::{CloseReport, WalStatus};
+use crate::ticket::Ticket;
+
+/// Size of the CURSOR file: two slots.
+const CURSOR_BYTES: u64 = 2 * BLOCK_BYTES;
+
+/// An open log. Clones share it; the directory is free again when the last handle, ticket and
+/// reader is gone.
+pub struct Wal<F: Fs = DiskFs> {
+    pub(crate) log: Arc<Log<F>>,
+}
+
+impl<F: Fs> std::fmt::Debug for Wal<F> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Wal").field(&self.log).finish()
+    }
+}
+
+impl<F: Fs> Clone for Wal<F> {
+    fn clone(&self) -> Self {
+        Self { log: Arc::clone(&self.log) }
+    }
+}
+
+pub(crate) struct Log<F: Fs> {
+    pub fs: F,
+    pub config: WalConfig,
+    pub log_id: LogId,
+    pub incarnation: Incarnation,
+    /// Ends with this incarnation.
+    pub history: Vec<Resumed>,
+    pub state: Mutex<State<F::File>>,
+    /// Durable moved, the log was poisoned or closed, or the writer came back.
+    pub changed: Condvar,
+    /// The queue has something for the background committer.
+    pub work: Condvar,
+    pub acks: Mutex<Acks>,
+    pub carry: Mutex<Box<dyn Carry>>,
+    /// Held during a checkpoint, its file operations included: nobody else waits for it.
+    pub cursor: Mutex<CursorFile<F::File>>,
+    _lock: F::Lock,
+}
+
+impl<F: Fs> std::fmt::Debug for Log<F> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Log")
+            .field("log_id", &self.log_id)
+            .field("incarnation", &self.incarnation)
+            .finish_non_exhaustive()
+    }
+}
+
+pub(crate) struct State<File> {
+    pub commit: Commit,
+    /// The frames of the commit queue that are not in flight.
+    pub frames: VecDeque<Frame>,
+    /// `None` while somebody leads.
+    pub writer: Option<Box<Writer<File>>>,
+    /// Oldest first; the last one is written.
+    pub segments: VecDeque<SegmentInfo>,
+    /// In the newest segment: everything before this byte is durable.
+    pub durable_byte: u64,
+    /// Disk bytes that the newest link took; the next one is expected to be alike.
+    pub link_bytes: u64,
+    pub poison: Option<Arc<str>>,
+    pub closed: bool,
+    /// Threads inside `Ticket::wait`: they lead themselves.
+    pub waiters: usize,
+    pub last_sync: Option<Duration>,
+    pub syncs: u64,
+    pub last_write: Instant,
+}
+
+impl<File> State<File> {
+    pub fn check(&self) -> Result<(), WalError> {
+        match &self.poison {
+            Some(cause) => Err(WalError::Poisoned { cause: Arc::clone(cause) }),
+            None => Ok(()),
+        }
+    }
+
+    pub fn allocated_bytes(&self) -> u64 {
+        CURSOR_BYTES + self.segments.iter().map(|segment| segment.bytes).sum::<u64>()
+    }
+}
+
+/// Locks; a thread that panicked with the lock held has left plain values behind, and a leader
+/// that panicked has poisoned the log by its own means.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<F: Fs> Log<F> {
+    /// Whether a frame of this size can be queued without breaking a bound.
+    fn has_room(&self, state: &State<F::File>, frame_bytes: u64) -> bool {
+        let commit = &state.commit;
+        let queue_max = self.config.queue_bytes_max as u64;
+        if commit.starved() {
+            return false;
+        }
+        if commit.queued_bytes() > 0 && commit.queued_bytes() + frame_bytes > queue_max {
+            return false;
+        }
+        let planned = commit.planned_bytes() + planned_bytes(frame_bytes);
+        // Each change of segment costs a seal, a header and a link; a segment can be left half
+        // empty by a long frame that goes to the next one.
+        let changes = 1 + planned / (self.config.segment_bytes / 2);
+        let change_bytes = 2 * BLOCK_BYTES + state.link_bytes + BLOCK_BYTES;
+        let needed = planned.saturating_add(changes.saturating_mul(change_bytes));
+        state.allocated_bytes().saturating_add(needed) <= self.config.max_bytes
+    }
+
+    /// Makes every later call fail.
+    pub fn poison(&self, state: &mut State<F::File>, cause: &str) {
+        state.commit.on(Event::Failed);
+        state.poison.get_or_insert_with(|| Arc::from(cause));
+        self.changed.notify_all();
+        self.work.notify_all();
+    }
+
+    pub fn durable(&self, state: &State<F::File>) -> Durable {
+        #[cfg(feature = "mutants")]
+        if self.config.mutant == crate::mutants::Mutant::AckBeforeSync {
+            return Durable::proven(state.commit.appended());
+        }
+        Durable::proven(state.commit.durable())
+    }
+
+    /// Whether everything up to this batch is durable.
+    pub fn is_resolved(&self, state: &State<F::File>, sequence: Sequence) -> bool {
+        #[cfg(feature = "mutants")]
+        if self.config.mutant == crate::mutants::Mutant::AckBeforeSync {
+            return true;
+        }
+        state.commit.sequence_durable() >= sequence
+    }
+}
+
+impl<F: Fs> Wal<F> {
+    /// Takes the directory, recovers what is in it and begins a new segment. `now` is any
+    /// monotonic clock, the same for all calls on this log.
+    ///
+    /// # Errors
+    /// [`WalError::Config`], [`WalError::Locked`], [`WalError::NewerVersion`],
+    /// [`WalError::ForeignSegment`] and [`WalError::CarryRefused`] leave the files untouched;
+    /// [`WalError::NoSpace`] and [`WalError::Io`] can be tried again: whatever was done until then
+    /// is found again.
+    pub fn open(
+        fs: F,
+        config: WalConfig,
+        carry: Box<dyn Carry>,
+        now: Duration,
+    ) -> Result<(Wal<F>, RecoveryReport), WalError> {
+        config.validate().map_err(WalError::Config)?;
+        let lock = recovery::lock(&fs)?;
+        let mut carry = carry;
+        let opened = recovery::open(&fs, carry.as_mut(), now)?;
+        let link_bytes = opened.writer.info.bytes;
+        let state = State {
+            commit: Commit::new(opened.writer.position, opened.writer.room(config.segment_bytes)),
+            frames: VecDeque::new(),
+            durable_byte: opened.writer.at,
+            writer: Some(Box::new(opened.writer)),
+            segments: opened.segments,
+            link_bytes,
+            poison: None,
+            closed: false,
+            waiters: 0,
+            last_sync: None,
+            syncs: 0,
+            last_write: Instant::now(),
+        };
+        let log = Log {
+            fs,
+            config,
+            log_id: opened.log_id,
+            incarnation: opened.report.incarnation,
+            history: opened.history,
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+            work: Condvar::new(),
+            acks: Mutex::new(opened.acks),
+            carry: Mutex::new(carry),
+            cursor: Mutex::new(opened.cursor),
+            _lock: lock,
+        };
+        Ok((Wal { log: Arc::new(log) }, opened.report))
+    }
+
+    /// Gives the batch its positions and queues it. Compresses and sums up on this thread; never
+    /// touches a file. Somebody must lead: the ticket's `wait`, [`commit`](Wal::commit), or a
+    /// [`Committer`](crate::Committer).
+    ///
+    /// # Errors
+    /// [`AppendError::Full`] returns the batch for a later try; the others are final.
+    pub fn append(&self, batch: Batch) -> Result<Ticket<F>, AppendError> {
+        let log = &self.log;
+        let too_large = [
+            ("record", batch.record_bytes_largest(), log.config.max_record_bytes),
+            ("annotation", batch.annotation().len(), ANNOTATION_BYTES_MAX),
+        ];
+        for (what, bytes, bytes_max) in too_large {
+            if bytes > bytes_max {
+                return Err(AppendError::TooLarge { what, bytes, bytes_max, batch });
+            }
+        }
+        {
+            let state = lock(&log.state);
+            refuse(&state)?;
+            if state.commit.starved() {
+                return Err(AppendError::Full(batch));
+            }
+        }
+        let encoded = Encoded::of(&batch, log.config.compression);
+        let frame_bytes = encoded.frame_bytes(&batch);
+        let mut state = lock(&log.state);
+        refuse(&state)?;
+        if !log.has_room(&state, frame_bytes) {
+            return Err(AppendError::Full(batch));
+        }
+        let first = state.commit.appended();
+        let frame = encoded.into_frame(batch, first);
+        let end = frame.end();
+        state.commit.on(Event::Queued { bytes: frame_bytes, end });
+        state.frames.push_back(frame);
+        let sequence = state.commit.sequence_appended();
+        drop(state);
+        log.work.notify_one();
+        Ok(Ticket::new(Arc::clone(log), first..end, sequence))
+    }
+
+    /// Writes and syncs everything that is queued now, in groups of at most 1 MiB. If somebody
+    /// leads already, it returns at once: those frames are on their way.
+    ///
+    /// # Errors
+    /// [`WalError::NoSpace`]: what is left stays queued, try again later. Others: the log is
+    /// poisoned.
+    pub fn commit(&self) -> Result<(), WalError> {
+        let target = {
+            let state = lock(&self.log.state);
+            state.check()?;
+            state.commit.sequence_appended()
+        };
+        loop {
+            match self.log.lead()? {
+                Lead::Idle | Lead::Busy => return Ok(()),
+                Lead::Done => {}
+            }
+            if lock(&self.log.state).commit.sequence_durable() >= target {
+                return Ok(());
+            }
+        }
+    }
+
+    /// The proof of what is durable now.
+    #[must_use]
+    pub fn durable(&self) -> Durable {
+        self.log.durable(&lock(&self.log.state))
+    }
+
+    /// Waits until more than `beyond` is durable, for at most `timeout`; returns earlier when the
+    /// log is closed or poisoned. For readers; it never leads.
+    pub fn wait_durable(&self, beyond: Position, timeout: Duration) -> Durable {
+        let deadline = Instant::now() + timeout;
+        let mut state = lock(&self.log.state);
+        loop {
+            let durable = Durable::proven(state.commit.durable());
+            let left = deadline.saturating_duration_since(Instant::now());
+            if durable.through() > beyond
+                || state.closed
+                || state.poison.is_some()
+                || left.is_zero()
+            {
+                return durable;
+            }
+            (state, _) =
+                self.log.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// A reader of durable records from `from` on. There may be many, each on its own.
+    #[must_use]
+    pub fn reader(&self, from: Position) -> Reader<F> {
+        Reader::new(Arc::clone(&self.log), from)
+    }
+
+    /// Says that these records need not be delivered again. Any order, any number of times; what
+    /// is not durable yet is left out. Durable with the next checkpoint.
+    pub fn ack(&self, range: Range<Position>) {
+        let durable = lock(&self.log.state).commit.durable();
+        lock(&self.log.acks).ack(range.start..range.end.min(durable));
+    }
+
+    /// Whether this record was acked.
+    #[must_use]
+    pub fn is_acked(&self, position: Position) -> bool {
+        lock(&self.log.acks).is_acked(position)
+    }
+
+    /// Everything before this was acked.
+    #[must_use]
+    pub fn delivered(&self) -> Position {
+        lock(&self.log.acks).delivered()
+    }
+
+    /// The saved carry as of the last written frame; after `open`, as recovered.
+    #[must_use]
+    pub fn carry(&self) -> Vec<u8> {
+        lock(&self.log.carry).save()
+    }
+
+    /// Compares what a witness outside remembers (that at `incarnation` everything before
+    /// `position` was durable) with what the log holds.
+    #[must_use]
+    pub fn attest(&self, incarnation: Incarnation, position: Position) -> Attestation {
+        let durable = lock(&self.log.state).commit.durable();
+        attest(&self.log.history, durable, incarnation, position)
+    }
+
+    /// The state in numbers, computed when asked.
+    #[must_use]
+    pub fn status(&self) -> WalStatus {
+        let (delivered, beyond) = {
+            let acks = lock(&self.log.acks);
+            (acks.delivered(), acks.beyond())
+        };
+        let state = lock(&self.log.state);
+        WalStatus::compute(&self.log, &state, delivered, beyond)
+    }
+
+    /// Commits what is queued, writes a mark that proves it, and checkpoints. Later appends fail
+    /// with [`AppendError::Closed`]; acks and checkpoints still work, so that a last delivery can
+    /// be noted. Call it again after an error to try again.
+    ///
+    /// # Errors
+    /// As [`commit`](Wal::commit) and [`checkpoint`](Wal::checkpoint).
+    pub fn close(&self, now: Duration) -> Result<CloseReport, WalError> {
+        {
+            let mut state = lock(&self.log.state);
+            state.check()?;
+            state.closed = true;
+        }
+        self.log.changed.notify_all();
+        self.log.work.notify_all();
+        self.log.finish()?;
+        self.checkpoint(now)?;
+        let status = self.status();
+        Ok(CloseReport {
+            durable: status.durable,
+            delivered: status.delivered,
+            backlog_records: status.backlog_records,
+            backlog_bytes: status.backlog_bytes,
+        })
+    }
+}
+
+fn refuse<File>(state: &State<File>) -> Result<(), AppendError> {
+    if let Some(cause) = &state.poison {
+        return Err(AppendError::Poisoned { cause: Arc::clone(cause) });
+    }
+    if state.closed { Err(AppendError::Closed) } else { Ok(()) }
+}
+
+/// Disk bytes of a link with this much carry, for the quota.
+pub(crate) fn link_bytes(carry: usize) -> u64 {
+    align_block(carry as u64 + BLOCK_BYTES)
+}
