@@ -398,10 +398,6 @@ impl Ingestion {
         {
             let mut intake = lock(&context.intake);
             intake.append(context.now(), effects)?;
-            #[cfg(feature = "mutants")]
-            if crate::mutants::commit_before_durable() {
-                intake.mutant_commit_before_durable();
-            }
             intake.tick(context.now(), effects);
         }
         for effect in effects.drain(..) {

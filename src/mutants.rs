@@ -1,7 +1,11 @@
 //! Deliberate bugs that the audit must catch. This module exists only with the feature `mutants`.
 
-/// True when this process was told to commit offsets before the log has the messages.
+/// The log's bug, when this process was told to have it: it calls batches durable before they are, so that their
+/// offsets are committed too early.
 #[must_use]
-pub fn commit_before_durable() -> bool {
-    std::env::var_os("MONASCA_PERSISTER_MUTANT").is_some_and(|name| name == "commit-before-durable")
+pub fn of_the_log() -> wal::Mutant {
+    match std::env::var_os("MONASCA_PERSISTER_MUTANT") {
+        Some(name) if name == "commit-before-durable" => wal::Mutant::AckBeforeSync,
+        _ => wal::Mutant::None,
+    }
 }

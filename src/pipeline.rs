@@ -323,6 +323,8 @@ fn open_log(kind: Kind, config: &Config, started: Instant) -> anyhow::Result<Wal
         segment_bytes,
         max_bytes,
         hold_back: config.wal.hold_back,
+        #[cfg(feature = "mutants")]
+        mutant: crate::mutants::of_the_log(),
         ..log_limits(max_bytes)
     };
     let fs = DiskFs::open(&dir).with_context(|| format!("open log directory {}", dir.display()))?;

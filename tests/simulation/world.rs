@@ -149,7 +149,9 @@ impl World {
                 break;
             }
         }
-        if self.dice.one_in(5) && process.stop(&mut self.kafka, self.now).is_ok() {
+        let stopped = self.dice.one_in(5) && process.stop(&mut self.kafka, self.now).is_ok();
+        // A disk may die with the very last operation.
+        if stopped && !self.disks.iter().any(SimDisk::is_stopped) {
             self.tally.clean_stops += 1;
             return;
         }

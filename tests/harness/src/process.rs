@@ -158,7 +158,7 @@ impl Process {
     fn signal(&self, signal: Signal) {
         if let Some(pid) = self.pid().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw) {
             // A process that has just ended cannot be signalled and need not be.
-            drop(kill_process(pid, signal));
+            kill_process(pid, signal).ok();
         }
     }
 

@@ -1,0 +1,58 @@
+# Everything people and CI type. `make help` lists it.
+.DEFAULT_GOAL := help
+# rustup's own place, for shells that have not read its environment yet.
+export PATH := $(PATH):$(HOME)/.cargo/bin
+CARGO ?= cargo
+
+.PHONY: help demo test check test-fast test-services services bench-e2e bench-wal bench-decode deny fmt
+
+help: ## Show this list.
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
+
+demo: ## Run the main job on this machine's own metrics, without anything to set up. ARGS="--for 20s" ends by itself.
+	@scripts/setup build
+	@$(CARGO) build --release --locked --quiet --bin monasca-persister
+	@$(CARGO) run --release --locked --quiet --bin monasca-persister -- demo $(ARGS)
+
+test: ## Run every test, with a real Kafka and a real Cassandra that are started and stopped by the tests.
+	@scripts/setup test
+	$(MAKE) --no-print-directory test-fast test-services
+
+test-fast: ## Tests that need no service: units, log, simulator.
+	$(CARGO) test --locked --workspace --lib --bins --doc 2>/dev/null || $(CARGO) test --locked --workspace --lib --bins
+	$(CARGO) test --locked -p wal --tests
+	$(CARGO) test --locked --test simulation --test documents -- --nocapture
+
+test-services: ## Tests against a real Kafka and a real Cassandra.
+	$(CARGO) test --locked -p harness --tests -- --test-threads=1
+	$(CARGO) test --locked -p storage --tests -- --test-threads=1
+	$(CARGO) test --locked --test end_to_end -- --test-threads=1 --nocapture
+
+check: ## Format, lints, documentation, and that benches and fuzz targets build.
+	@scripts/setup build
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --quiet
+	cd fuzz && $(CARGO) check --locked --quiet
+	@if command -v cargo-deny >/dev/null 2>&1; then cargo deny --offline check licenses bans sources; \
+	else echo "cargo-deny is not installed: licences, bans and sources are not checked here"; fi
+
+services: ## Start Kafka and Cassandra for people; Ctrl-C stops both.
+	@scripts/setup test
+	@$(CARGO) run --locked --quiet -p harness --bin services
+
+bench-e2e: ## Kafka to log to Cassandra, beside bare clients, in one run.
+	@scripts/setup test
+	$(CARGO) bench --locked --bench e2e
+
+bench-wal: ## Durable appends per second.
+	$(CARGO) bench --locked -p wal --bench append
+
+bench-decode: ## Messages decoded per second.
+	$(CARGO) bench --locked --bench decode
+
+deny: ## Licences, bans, sources and advisories of all dependencies.
+	cargo deny check
+
+fmt: ## Format everything.
+	$(CARGO) fmt --all

@@ -1,0 +1,180 @@
+//! Persisters as processes, and the site they work for.
+
+use std::time::{Duration, Instant};
+
+use harness::process::ProcessBuilder;
+use harness::{Cassandra, Kafka, Process, http};
+use tempfile::TempDir;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_monasca-persister");
+
+pub fn now_ms() -> i64 {
+    i64::try_from(std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_millis()).unwrap()
+}
+
+/// Topics, groups, a keyspace and directories of one test.
+pub struct Site {
+    pub metrics_topic: String,
+    pub alarms_topic: String,
+    pub keyspace: String,
+    pub contact_point: String,
+    bootstrap: String,
+    dir: TempDir,
+}
+
+impl Site {
+    pub fn prepare(kafka: &Kafka, cassandra: &Cassandra, partitions: i32) -> Self {
+        let site = Self {
+            metrics_topic: harness::unique("metrics"),
+            alarms_topic: harness::unique("alarms"),
+            keyspace: harness::unique("monasca"),
+            contact_point: cassandra.contact_point(),
+            bootstrap: kafka.bootstrap(),
+            dir: TempDir::with_prefix("persister-").unwrap(),
+        };
+        kafka.create_topic(&site.metrics_topic, partitions).unwrap();
+        kafka.create_topic(&site.alarms_topic, partitions).unwrap();
+        let applied = site.command("schema", &["schema", "apply"]);
+        assert!(applied.0, "schema apply: {}", applied.1);
+        site
+    }
+
+    pub fn groups(&self) -> [(String, &str); 2] {
+        [("1_metrics".to_owned(), &self.metrics_topic), ("1_alarm-state-transitions".to_owned(), &self.alarms_topic)]
+    }
+
+    fn environment(&self, instance: &str) -> Vec<(String, String)> {
+        let set = |key: &str, value: &str| (format!("MONASCA_PERSISTER__{key}"), value.to_owned());
+        vec![
+            set("DATA_DIR", &self.dir.path().join(instance).to_string_lossy()),
+            set("KAFKA__BOOTSTRAP_SERVERS", &self.bootstrap),
+            set("KAFKA__SESSION_TIMEOUT", "6s"),
+            set("METRICS__TOPIC", &self.metrics_topic),
+            set("ALARMS__TOPIC", &self.alarms_topic),
+            set("STORE__CASSANDRA__CONTACT_POINTS", &self.contact_point),
+            set("STORE__CASSANDRA__KEYSPACE", &self.keyspace),
+            set("STORE__CASSANDRA__CONSISTENCY", "ONE"),
+            set("WAL__HOLD_BACK", "2s"),
+        ]
+    }
+
+    /// Runs a command of the program to its end: success, and what it printed.
+    pub fn command(&self, instance: &str, arguments: &[&str]) -> (bool, String) {
+        let output = std::process::Command::new(PROGRAM)
+            .args(arguments)
+            .envs(self.environment(instance))
+            .output()
+            .unwrap();
+        let text = if output.status.success() { output.stdout } else { output.stderr };
+        (output.status.success(), String::from_utf8_lossy(&text).into_owned())
+    }
+
+    /// Instances that have a data directory.
+    pub fn instances(&self) -> Vec<String> {
+        let mut names: Vec<String> = std::fs::read_dir(self.dir.path())
+            .unwrap()
+            .map(|entry| entry.unwrap())
+            .filter(|entry| entry.path().join("dead-letters").is_dir())
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .collect();
+        names.sort();
+        names
+    }
+
+    /// Waits until the groups have committed everything.
+    pub fn wait_committed(&self, kafka: &Kafka, timeout: Duration) -> Result<(), String> {
+        let deadline = Instant::now() + timeout;
+        let mut state = String::new();
+        while Instant::now() < deadline {
+            let behind = self.groups().iter().any(|(group, topic)| {
+                let mut ends = kafka.end_offsets(topic).unwrap_or_default();
+                ends.retain(|_, end| *end > 0);
+                let committed = kafka.committed(group, topic).unwrap_or_default();
+                state = format!("{group}: ends {ends:?}, committed {committed:?}");
+                ends.is_empty() || ends != committed
+            });
+            if !behind {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(500));
+        }
+        Err(format!("offsets are not committed after {timeout:?}: {state}"))
+    }
+}
+
+/// A running persister.
+pub struct Persister {
+    process: Process,
+    url: String,
+}
+
+impl Persister {
+    pub fn start(site: &Site, instance: &str, environment: &[(&str, &str)]) -> Self {
+        let port = harness::free_port().unwrap();
+        let mut builder = ProcessBuilder::new(PROGRAM, site.dir.path().join(format!("{instance}.log")))
+            .args(["run"])
+            .env("MONASCA_PERSISTER__HTTP__BIND", format!("127.0.0.1:{port}"));
+        for (name, value) in site.environment(instance) {
+            builder = builder.env(name, value);
+        }
+        for (name, value) in environment {
+            builder = builder.env(*name, *value);
+        }
+        let process = builder.start().unwrap();
+        let url = format!("http://127.0.0.1:{port}");
+        if !http::wait_ok(&format!("{url}/readyz"), Duration::from_secs(30)) {
+            panic!("the persister is not ready after 30 s:\n{}", process.log_tail());
+        }
+        Self { process, url }
+    }
+
+    pub fn kill(&mut self) {
+        self.process.kill();
+    }
+
+    pub fn health(&self) -> (bool, String) {
+        let (status, body) = http::get(&format!("{}/healthcheck", self.url)).unwrap();
+        (status == 200, body)
+    }
+
+    pub fn is_ready(&self) -> bool {
+        http::get(&format!("{}/readyz", self.url)).is_ok_and(|(status, _)| status == 200)
+    }
+
+    fn json(&self, path: &str) -> serde_json::Value {
+        let (_, body) = http::get(&format!("{}{path}", self.url)).unwrap();
+        serde_json::from_str(&body).unwrap()
+    }
+
+    /// Rows that the store has confirmed to this process.
+    pub fn rows_written(&self) -> u64 {
+        let status = self.json("/api/v1/status");
+        ["metrics", "alarms"]
+            .iter()
+            .map(|pipeline| status["pipelines"][pipeline]["delivered"]["rows_written"].as_u64().unwrap())
+            .sum()
+    }
+
+    /// Waits until nothing waits in its logs.
+    pub fn wait_delivered(&self, timeout: Duration) -> Result<(), String> {
+        let deadline = Instant::now() + timeout;
+        while Instant::now() < deadline {
+            let backlog = self.json("/api/v1/backlog");
+            if ["metrics", "alarms"].iter().all(|pipeline| backlog["pipelines"][pipeline]["records"] == 0) {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(250));
+        }
+        Err(format!("not delivered after {timeout:?}: {}\n{}", self.json("/api/v1/status"), self.process.log_tail()))
+    }
+
+    /// SIGTERM: it must end by itself with exit code 0. Returns the rows it wrote.
+    pub fn stop(mut self) -> Result<u64, String> {
+        let rows = self.rows_written();
+        self.process.terminate();
+        match self.process.wait(Duration::from_secs(40)) {
+            Some(status) if status.code() == Some(0) => Ok(rows),
+            other => Err(format!("ended with {other:?}:\n{}", self.process.log_tail())),
+        }
+    }
+}
