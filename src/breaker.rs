@@ -17,7 +17,11 @@ pub struct BreakerConfig {
 
 impl Default for BreakerConfig {
     fn default() -> Self {
-        Self { failures_max: 5, probe_first: Duration::from_millis(500), probe_max: Duration::from_secs(15) }
+        Self {
+            failures_max: 5,
+            probe_first: Duration::from_millis(500),
+            probe_max: Duration::from_secs(15),
+        }
     }
 }
 
@@ -157,7 +161,8 @@ mod tests {
 
     #[test]
     fn a_success_in_between_starts_the_count_again() {
-        let mut breaker = Breaker::new(BreakerConfig { failures_max: 2, ..BreakerConfig::default() });
+        let mut breaker =
+            Breaker::new(BreakerConfig { failures_max: 2, ..BreakerConfig::default() });
         assert!(!breaker.failed(false, Duration::ZERO));
         assert!(!breaker.succeeded());
         assert!(!breaker.failed(false, Duration::ZERO));

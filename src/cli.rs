@@ -1,5 +1,9 @@
 //! The command line: one file per group of commands. The only place that prints.
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "people read the command line's output")]
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "people read the command line's output"
+)]
 
 mod ask;
 mod check;
@@ -22,8 +26,10 @@ use crate::exit;
 /// Cassandra or an embedded store.
 #[derive(Debug, Parser)]
 #[command(name = "monasca-persister", version, max_term_width = 100)]
-#[command(after_help = "Exit codes: 0 stopped as asked, 64 usage, 69 no answer over HTTP, 70 fault of the program, \
-74 disk, 75 locked or temporary, 77 permission, 78 configuration or data version.")]
+#[command(
+    after_help = "Exit codes: 0 stopped as asked, 64 usage, 69 no answer over HTTP, 70 fault of the program, \
+74 disk, 75 locked or temporary, 77 permission, 78 configuration or data version."
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -53,7 +53,8 @@ impl DeadLetter {
             offset: envelope.offset,
             element,
             leader_epoch: envelope.leader_epoch,
-            timestamp_ms: (envelope.timestamp_type != TimestampType::Absent).then_some(envelope.timestamp_ms),
+            timestamp_ms: (envelope.timestamp_type != TimestampType::Absent)
+                .then_some(envelope.timestamp_ms),
             received_ms: envelope.received_ms,
             code: code.to_owned(),
             detail: detail.to_owned(),
@@ -105,14 +106,18 @@ impl DeadLetter {
 }
 
 /// Bytes for people: text when they are UTF-8, else hexadecimal behind `0x`.
-fn as_text_or_hex<S: serde::Serializer>(bytes: &Option<Vec<u8>>, serializer: S) -> Result<S::Ok, S::Error> {
+fn as_text_or_hex<S: serde::Serializer>(
+    bytes: &Option<Vec<u8>>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
     use std::fmt::Write as _;
     match bytes {
         None => serializer.serialize_none(),
         Some(bytes) => match std::str::from_utf8(bytes) {
             Ok(text) => serializer.serialize_str(text),
             Err(_) => {
-                let mut hex = String::with_capacity(bytes.len().saturating_mul(2).saturating_add(2));
+                let mut hex =
+                    String::with_capacity(bytes.len().saturating_mul(2).saturating_add(2));
                 hex.push_str("0x");
                 for byte in bytes {
                     write!(hex, "{byte:02x}").map_err(serde::ser::Error::custom)?;
@@ -168,17 +173,24 @@ impl<F: Fs> DeadLetters<F> {
     ///
     /// # Errors
     /// None of them may be taken for kept; try again later.
-    pub fn keep<'a>(&self, letters: impl IntoIterator<Item = &'a DeadLetter>) -> Result<(), DeadLetterError> {
+    pub fn keep<'a>(
+        &self,
+        letters: impl IntoIterator<Item = &'a DeadLetter>,
+    ) -> Result<(), DeadLetterError> {
         let mut batch = Batch::new();
         for letter in letters {
             match batch.push_with(|out| letter.encode_into(out)) {
                 Ok(()) => {}
                 Err(PushError::BatchFull) => {
                     self.append(std::mem::take(&mut batch))?;
-                    batch.push_with(|out| letter.encode_into(out)).map_err(|error| match error {
-                        PushError::Write(error) => DeadLetterError::Codec(error),
-                        PushError::BatchFull => DeadLetterError::TooLong("dead letter over 4 GiB".to_owned()),
-                    })?;
+                    batch.push_with(|out| letter.encode_into(out)).map_err(
+                        |error| match error {
+                            PushError::Write(error) => DeadLetterError::Codec(error),
+                            PushError::BatchFull => {
+                                DeadLetterError::TooLong("dead letter over 4 GiB".to_owned())
+                            }
+                        },
+                    )?;
                 }
                 Err(PushError::Write(error)) => return Err(error.into()),
             }
@@ -196,7 +208,9 @@ impl<F: Fs> DeadLetters<F> {
             Err(AppendError::Full(_)) => Err(DeadLetterError::Full),
             Err(AppendError::Poisoned { cause }) => Err(WalError::Poisoned { cause }.into()),
             Err(AppendError::Closed) => Err(WalError::Closed.into()),
-            Err(other @ AppendError::TooLarge { .. }) => Err(DeadLetterError::TooLong(other.to_string())),
+            Err(other @ AppendError::TooLarge { .. }) => {
+                Err(DeadLetterError::TooLong(other.to_string()))
+            }
         }
     }
 

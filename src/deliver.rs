@@ -268,8 +268,13 @@ impl Deliver {
         let probe = self.breaker.probe_at();
         // While the breaker is open only the probe counts.
         let retry_or_probe = if probe.is_some() { probe } else { retry };
-        let flush = (self.config.needs_flush && self.flushing.is_none() && !self.written_unflushed.is_empty())
-            .then(|| self.last_flush.map_or(Duration::ZERO, |last| last.saturating_add(self.config.flush_interval)));
+        let flush = (self.config.needs_flush
+            && self.flushing.is_none()
+            && !self.written_unflushed.is_empty())
+        .then(|| {
+            self.last_flush
+                .map_or(Duration::ZERO, |last| last.saturating_add(self.config.flush_interval))
+        });
         retry_or_probe.into_iter().chain(flush).min()
     }
 
@@ -331,7 +336,8 @@ impl Deliver {
     ) {
         let unfinished = outstanding.iter().filter(|count| **count > 0).count();
         let finished_unacked = outstanding.len().saturating_sub(unfinished);
-        self.gathers.insert(gather, GatherState { start, outstanding, unfinished, finished_unacked });
+        self.gathers
+            .insert(gather, GatherState { start, outstanding, unfinished, finished_unacked });
         for plan in units {
             let after = plan.after;
             let id = plan.id;
@@ -368,7 +374,13 @@ impl Deliver {
         Some(state)
     }
 
-    fn done(&mut self, unit: UnitId, outcome: Result<(), StoreError>, now: Duration, effects: &mut Vec<Effect>) {
+    fn done(
+        &mut self,
+        unit: UnitId,
+        outcome: Result<(), StoreError>,
+        now: Duration,
+        effects: &mut Vec<Effect>,
+    ) {
         if !self.units.contains_key(&unit) {
             return;
         }
@@ -378,7 +390,9 @@ impl Deliver {
             Err(error) => {
                 let verdict = error.verdict;
                 match verdict {
-                    Verdict::Retry | Verdict::Wait => self.again(unit, verdict == Verdict::Wait, now, effects),
+                    Verdict::Retry | Verdict::Wait => {
+                        self.again(unit, verdict == Verdict::Wait, now, effects)
+                    }
                     Verdict::Split | Verdict::Reject => {
                         // The store is there and answers.
                         self.store_answers(effects);
@@ -418,7 +432,13 @@ impl Deliver {
         }
     }
 
-    fn again(&mut self, unit: UnitId, operator_must_act: bool, now: Duration, effects: &mut Vec<Effect>) {
+    fn again(
+        &mut self,
+        unit: UnitId,
+        operator_must_act: bool,
+        now: Duration,
+        effects: &mut Vec<Effect>,
+    ) {
         self.counts.retries = self.counts.retries.saturating_add(1);
         self.limit = (self.limit / 2.0).max(1.0);
         if self.breaker.failed(operator_must_act, now) {
@@ -455,7 +475,13 @@ impl Deliver {
         }
     }
 
-    fn give_up(&mut self, unit: UnitId, state: &UnitState, error: &StoreError, effects: &mut Vec<Effect>) {
+    fn give_up(
+        &mut self,
+        unit: UnitId,
+        state: &UnitState,
+        error: &StoreError,
+        effects: &mut Vec<Effect>,
+    ) {
         let rows = u64::try_from(state.rows).unwrap_or(u64::MAX);
         self.counts.rows_rejected = self.counts.rows_rejected.saturating_add(rows);
         effects.push(Effect::DeadLetter {
@@ -488,11 +514,10 @@ impl Deliver {
 
     fn send(&mut self, now: Duration, effects: &mut Vec<Effect>) {
         // A probe must be possible even when everything that is left waits for its backoff.
-        if self.ready.is_empty() && self.breaker.probe_at().is_some_and(|at| now >= at) {
-            if let Some((_, unit)) = self.waiting.pop_first() {
+        if self.ready.is_empty() && self.breaker.probe_at().is_some_and(|at| now >= at)
+            && let Some((_, unit)) = self.waiting.pop_first() {
                 self.ready.push_back(unit);
             }
-        }
         while self.in_flight < whole(self.limit).min(self.config.in_flight_max).max(1) {
             let Some(unit) = self.ready.front().copied() else { break };
             if !self.breaker.admit(now) {
@@ -505,8 +530,14 @@ impl Deliver {
     }
 
     fn flush_when_due(&mut self, now: Duration, effects: &mut Vec<Effect>) {
-        let due = self.last_flush.is_none_or(|last| now >= last.saturating_add(self.config.flush_interval));
-        if self.config.needs_flush && due && self.flushing.is_none() && !self.written_unflushed.is_empty() {
+        let due = self
+            .last_flush
+            .is_none_or(|last| now >= last.saturating_add(self.config.flush_interval));
+        if self.config.needs_flush
+            && due
+            && self.flushing.is_none()
+            && !self.written_unflushed.is_empty()
+        {
             self.last_flush = Some(now);
             self.flushing = Some(std::mem::take(&mut self.written_unflushed));
             effects.push(Effect::Flush);
@@ -530,7 +561,9 @@ impl Deliver {
     fn finish(&mut self, gather: GatherId, records: &[RecordRef], effects: &mut Vec<Effect>) {
         let Some(state) = self.gathers.get_mut(&gather) else { return };
         for record in records {
-            let Some(count) = usize::try_from(record.index).ok().and_then(|index| state.outstanding.get_mut(index))
+            let Some(count) = usize::try_from(record.index)
+                .ok()
+                .and_then(|index| state.outstanding.get_mut(index))
             else {
                 continue;
             };
@@ -547,11 +580,10 @@ impl Deliver {
     }
 
     fn close_if_finished(&mut self, gather: GatherId, effects: &mut Vec<Effect>) {
-        if self.gathers.get(&gather).is_some_and(|state| state.unfinished == 0) {
-            if let Some(mut state) = self.gathers.remove(&gather) {
+        if self.gathers.get(&gather).is_some_and(|state| state.unfinished == 0)
+            && let Some(mut state) = self.gathers.remove(&gather) {
                 state.ack_finished(effects);
             }
-        }
     }
 
     /// A gather that waits for few rows acknowledges what is finished once a second.
@@ -580,7 +612,10 @@ impl GatherState {
     fn ack_finished(&mut self, effects: &mut Vec<Effect>) {
         let start = self.start.get();
         let ack = |first: u64, end: u64| {
-            Effect::Ack(Position::new(start.saturating_add(first))..Position::new(start.saturating_add(end)))
+            Effect::Ack(
+                Position::new(start.saturating_add(first))
+                    ..Position::new(start.saturating_add(end)),
+            )
         };
         let mut run: Option<(u64, u64)> = None;
         for (index, count) in self.outstanding.iter_mut().enumerate() {
@@ -599,7 +634,11 @@ impl GatherState {
     }
 }
 
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 1 and the in-flight maximum")]
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "between 1 and the in-flight maximum"
+)]
 fn whole(limit: f64) -> usize {
     limit as usize
 }

@@ -90,8 +90,12 @@ impl<F: Fs> Delivery<F> {
             ids.push(plan.id);
             plans.push(plan);
         }
-        let event =
-            Event::Gathered { gather, start: gathered.start, outstanding: gathered.outstanding, units: plans };
+        let event = Event::Gathered {
+            gather,
+            start: gathered.start,
+            outstanding: gathered.outstanding,
+            units: plans,
+        };
         self.machine.on(event, now, &mut self.effects);
         if !gathered.dead.is_empty() {
             let (records, letters) = gathered.dead.into_iter().unzip();
@@ -104,7 +108,12 @@ impl<F: Fs> Delivery<F> {
     ///
     /// # Errors
     /// As [`Delivery::gathered`].
-    pub fn done(&mut self, unit: UnitId, outcome: Result<(), StoreError>, now: Duration) -> Result<(), WalError> {
+    pub fn done(
+        &mut self,
+        unit: UnitId,
+        outcome: Result<(), StoreError>,
+        now: Duration,
+    ) -> Result<(), WalError> {
         self.machine.on(Event::Done { unit, outcome }, now, &mut self.effects);
         self.carry_out(now)
     }
@@ -230,17 +239,18 @@ impl<F: Fs> Delivery<F> {
                 }
             }
             Effect::Forget { unit, written } => {
-                if let (Some(rows), true) = (self.units.remove(&unit), written) {
-                    if let Unit::Definition(definition) = rows.as_ref() {
+                if let (Some(rows), true) = (self.units.remove(&unit), written)
+                    && let Unit::Definition(definition) = rows.as_ref() {
                         self.memory.lock().unwrap_or_else(PoisonError::into_inner).written(
                             &definition.series.id,
                             definition.created_at_ms,
                             definition.updated_at_ms,
                         );
                     }
-                }
             }
-            Effect::DeadLetter { unit, gather, code, detail } => self.bury(unit, gather, code, &detail)?,
+            Effect::DeadLetter { unit, gather, code, detail } => {
+                self.bury(unit, gather, code, &detail)?
+            }
             Effect::Ack(range) => self.wal.ack(range),
             Effect::Flush => self.flush_wanted = true,
             Effect::Breaker(state) => self.breaker_changes.push(state),
@@ -249,11 +259,20 @@ impl<F: Fs> Delivery<F> {
     }
 
     /// Makes dead letters of the messages behind a unit: they are still in the log, because nobody acked them.
-    fn bury(&mut self, unit: UnitId, gather: GatherId, code: &'static str, detail: &str) -> Result<(), WalError> {
-        let (Some(rows), Some(start)) = (self.units.remove(&unit), self.starts.get(&gather).copied()) else {
+    fn bury(
+        &mut self,
+        unit: UnitId,
+        gather: GatherId,
+        code: &'static str,
+        detail: &str,
+    ) -> Result<(), WalError> {
+        let (Some(rows), Some(start)) =
+            (self.units.remove(&unit), self.starts.get(&gather).copied())
+        else {
             return Ok(());
         };
-        let records: Vec<RecordRef> = rows.records().iter().flat_map(|records| records.iter()).collect();
+        let records: Vec<RecordRef> =
+            rows.records().iter().flat_map(|records| records.iter()).collect();
         let mut letters = Vec::with_capacity(records.len());
         for record in &records {
             let position = Position::new(start.get().saturating_add(u64::from(record.index)));
@@ -263,17 +282,22 @@ impl<F: Fs> Delivery<F> {
         Ok(())
     }
 
-    fn letter(&self, position: Position, element: u32, code: &str, detail: &str) -> Result<DeadLetter, WalError> {
+    fn letter(
+        &self,
+        position: Position,
+        element: u32,
+        code: &str,
+        detail: &str,
+    ) -> Result<DeadLetter, WalError> {
         let mut chunk = Chunk::default();
         let mut reader = self.wal.reader(position);
-        if matches!(reader.next(&mut chunk, 1)?, ReadOutcome::Records) {
-            if let Some((_, record)) = chunk.iter().find(|(at, _)| *at == position) {
+        if matches!(reader.next(&mut chunk, 1)?, ReadOutcome::Records)
+            && let Some((_, record)) = chunk.iter().find(|(at, _)| *at == position) {
                 return Ok(match Envelope::decode(record) {
                     Ok(envelope) => DeadLetter::of(&envelope, element, code, detail),
                     Err(error) => DeadLetter::unreadable(record, &error),
                 });
             }
-        }
         // Damaged since it was read the first time; the reader reports the gap when it comes by again.
         Err(WalError::Poisoned { cause: "a record that was readable is not any more".into() })
     }
@@ -287,7 +311,8 @@ impl<F: Fs> Delivery<F> {
                         let count = self.dead_lettered.entry(letter.code.clone()).or_default();
                         *count = count.saturating_add(1);
                     }
-                    let event = Event::DeadLettered { gather: pending.gather, records: pending.records };
+                    let event =
+                        Event::DeadLettered { gather: pending.gather, records: pending.records };
                     self.machine.on(event, now, &mut self.effects);
                 }
                 Err(DeadLetterError::Full | DeadLetterError::Wal(WalError::NoSpace { .. })) => {

@@ -221,8 +221,9 @@ mod tests {
         let mut bytes = Vec::new();
         sample().encode_into(&mut bytes).unwrap();
         let golden: &[u8] = &[
-            1, 7, b'm', b'e', b't', b'r', b'i', b'c', b's', 6, 252, 128, 132, 30, 0, 1, 253, 86, 167, 44, 140, 142, 2,
-            0, 0, 1, 253, 240, 167, 44, 140, 142, 2, 0, 0, 1, 1, b'k', 1, 2, b'{', b'}',
+            1, 7, b'm', b'e', b't', b'r', b'i', b'c', b's', 6, 252, 128, 132, 30, 0, 1, 253, 86,
+            167, 44, 140, 142, 2, 0, 0, 1, 253, 240, 167, 44, 140, 142, 2, 0, 0, 1, 1, b'k', 1, 2,
+            b'{', b'}',
         ];
         assert_eq!(bytes, golden);
         assert_eq!(Envelope::decode(golden).unwrap(), sample());
@@ -241,7 +242,10 @@ mod tests {
 
     #[test]
     fn a_newer_version_is_named() {
-        assert!(matches!(Envelope::decode(&[2, 0]), Err(EnvelopeError::UnknownVersion { found: 2 })));
+        assert!(matches!(
+            Envelope::decode(&[2, 0]),
+            Err(EnvelopeError::UnknownVersion { found: 2 })
+        ));
     }
 
     #[test]
@@ -252,7 +256,10 @@ mod tests {
         let time = |timestamp_ms, timestamp_type| {
             Envelope { timestamp_ms, timestamp_type, ..sample() }.effective_time(retention_ms)
         };
-        assert_eq!(time(received - 5, TimestampType::Created), EffectiveTime { ms: received - 5, replaced: false });
+        assert_eq!(
+            time(received - 5, TimestampType::Created),
+            EffectiveTime { ms: received - 5, replaced: false }
+        );
         assert_eq!(time(received + day_ms, TimestampType::Appended).ms, received + day_ms);
         assert_eq!(time(received + day_ms + 1, TimestampType::Created).ms, received);
         assert_eq!(time(received - retention_ms - 1, TimestampType::Created).ms, received);

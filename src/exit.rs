@@ -37,7 +37,9 @@ pub fn code(error: &anyhow::Error) -> u8 {
                 | WalError::ForeignSegment { .. }
                 | WalError::CarryRefused { .. }
                 | WalError::Config(_) => CONFIGURATION,
-                WalError::Io { source, .. } if source.kind() == ErrorKind::PermissionDenied => PERMISSION,
+                WalError::Io { source, .. } if source.kind() == ErrorKind::PermissionDenied => {
+                    PERMISSION
+                }
                 _ => DISK,
             };
         }

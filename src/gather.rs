@@ -143,8 +143,16 @@ impl Unit {
                 let (first, second) = halves(rows, middle);
                 let (first_records, second_records) = halves(records, middle);
                 Some((
-                    Self::Measurements { series: Arc::clone(series), rows: first, records: first_records },
-                    Self::Measurements { series: Arc::clone(series), rows: second, records: second_records },
+                    Self::Measurements {
+                        series: Arc::clone(series),
+                        rows: first,
+                        records: first_records,
+                    },
+                    Self::Measurements {
+                        series: Arc::clone(series),
+                        rows: second,
+                        records: second_records,
+                    },
                 ))
             }
             Self::Alarms { rows, records } => {
@@ -305,7 +313,10 @@ impl Gather {
             }
         };
         let Some(payload) = envelope.payload else {
-            self.reject(at, DeadLetter::of(&envelope, 0, "NO_PAYLOAD", "the message has no payload"));
+            self.reject(
+                at,
+                DeadLetter::of(&envelope, 0, "NO_PAYLOAD", "the message has no payload"),
+            );
             return;
         };
         if payload.len() > self.config.message_bytes_max {
@@ -328,13 +339,23 @@ impl Gather {
         }
     }
 
-    fn push_metrics(&mut self, envelope: &Envelope<'_>, payload: &[u8], time: EffectiveTime, index: u32, now_ms: i64) {
+    fn push_metrics(
+        &mut self,
+        envelope: &Envelope<'_>,
+        payload: &[u8],
+        time: EffectiveTime,
+        index: u32,
+        now_ms: i64,
+    ) {
         decode::metrics(payload, |element, decoded| {
             let at = RecordRef { index, element: u32::try_from(element).unwrap_or(u32::MAX) };
             let metric = match decoded {
                 Ok(metric) => metric,
                 Err(error) => {
-                    self.reject(at, DeadLetter::of(envelope, at.element, error.code, &error.detail));
+                    self.reject(
+                        at,
+                        DeadLetter::of(envelope, at.element, error.code, &error.detail),
+                    );
                     return;
                 }
             };
@@ -350,14 +371,24 @@ impl Gather {
             let order = order(envelope, stamp, at.element);
             self.series
                 .entry(id)
-                .or_insert_with(|| SeriesRows { series: Arc::new(metric.to_series(id)), rows: Vec::new() })
+                .or_insert_with(|| SeriesRows {
+                    series: Arc::new(metric.to_series(id)),
+                    rows: Vec::new(),
+                })
                 .rows
                 .push((row, order, at));
             self.hold(at);
         });
     }
 
-    fn push_alarm(&mut self, envelope: &Envelope<'_>, payload: &[u8], time: EffectiveTime, at: RecordRef, now_ms: i64) {
+    fn push_alarm(
+        &mut self,
+        envelope: &Envelope<'_>,
+        payload: &[u8],
+        time: EffectiveTime,
+        at: RecordRef,
+        now_ms: i64,
+    ) {
         let alarm = match decode::alarm(payload) {
             Ok(alarm) => alarm,
             Err(error) => {
@@ -378,7 +409,9 @@ impl Gather {
     }
 
     fn await_one(&mut self, at: RecordRef) {
-        if let Some(count) = usize::try_from(at.index).ok().and_then(|index| self.outstanding.get_mut(index)) {
+        if let Some(count) =
+            usize::try_from(at.index).ok().and_then(|index| self.outstanding.get_mut(index))
+        {
             *count = count.saturating_add(1);
         }
     }
@@ -389,7 +422,9 @@ impl Gather {
     }
 
     fn note(&mut self, notes: decode::Notes) {
-        if notes.contains(decode::Notes::TENANT_MISSING) || notes.contains(decode::Notes::REGION_MISSING) {
+        if notes.contains(decode::Notes::TENANT_MISSING)
+            || notes.contains(decode::Notes::REGION_MISSING)
+        {
             self.counts.meta_missing = self.counts.meta_missing.saturating_add(1);
         }
         if notes.contains(decode::Notes::VALUE_META_TOO_LONG)
@@ -423,7 +458,10 @@ impl Gather {
             counts: self.counts,
         };
         let ttl_ms = i64::try_from(
-            self.config.retention.saturating_add(self.config.definition_refresh.saturating_mul(2)).as_millis(),
+            self.config
+                .retention
+                .saturating_add(self.config.definition_refresh.saturating_mul(2))
+                .as_millis(),
         )
         .unwrap_or(i64::MAX);
         // Ordered by id, so that the same log gives the same work.
@@ -432,20 +470,25 @@ impl Gather {
         for (id, SeriesRows { series, rows }) in series {
             let after = match memory.need(&id, now_ms) {
                 Need::Write { created_at_ms } => {
-                    let stamp = Stamp { write_time_us: now_ms.saturating_mul(1000), ttl_s: ttl_s(ttl_ms) };
+                    let stamp =
+                        Stamp { write_time_us: now_ms.saturating_mul(1000), ttl_s: ttl_s(ttl_ms) };
                     let definition = Definition {
                         series: Arc::clone(&series),
                         created_at_ms,
                         updated_at_ms: now_ms,
                         stamp,
                     };
-                    gathered.units.push(Planned { unit: Unit::Definition(definition), after: None });
+                    gathered
+                        .units
+                        .push(Planned { unit: Unit::Definition(definition), after: None });
                     Some(gathered.units.len().saturating_sub(1))
                 }
                 Need::No => None,
             };
             let rows = collapse(rows, |row| row.time_ms, &mut gathered.counts);
-            for (rows, records) in self.config.requests(rows, |row| row.value_meta.len().saturating_add(48)) {
+            for (rows, records) in
+                self.config.requests(rows, |row| row.value_meta.len().saturating_add(48))
+            {
                 let unit = Unit::Measurements { series: Arc::clone(&series), rows, records };
                 gathered.units.push(Planned { unit, after });
             }
@@ -455,7 +498,9 @@ impl Gather {
             |row| (row.tenant_id.clone(), row.alarm_id.clone(), row.time_ms),
             &mut gathered.counts,
         );
-        let size = |row: &AlarmTransition| row.metric.len().saturating_add(row.sub_alarms.len()).saturating_add(256);
+        let size = |row: &AlarmTransition| {
+            row.metric.len().saturating_add(row.sub_alarms.len()).saturating_add(256)
+        };
         // One partition per request: neighbours of one alarm stand together after the sort of `collapse`.
         for alarm in alarms.chunk_by(|(one, _), (other, _)| {
             one.alarm_id == other.alarm_id && one.tenant_id == other.tenant_id
@@ -470,12 +515,17 @@ impl Gather {
 
 impl GatherConfig {
     /// Cuts rows into requests within the limits.
-    fn requests<T>(&self, rows: Vec<(T, RowRecords)>, size: impl Fn(&T) -> usize) -> Vec<(Vec<T>, Vec<RowRecords>)> {
+    fn requests<T>(
+        &self,
+        rows: Vec<(T, RowRecords)>,
+        size: impl Fn(&T) -> usize,
+    ) -> Vec<(Vec<T>, Vec<RowRecords>)> {
         let mut requests = Vec::new();
         let (mut batch, mut records, mut bytes) = (Vec::new(), Vec::new(), 0_usize);
         for (row, row_records) in rows {
             let row_bytes = size(&row);
-            let full = batch.len() >= self.batch_rows_max || bytes.saturating_add(row_bytes) > self.batch_bytes_max;
+            let full = batch.len() >= self.batch_rows_max
+                || bytes.saturating_add(row_bytes) > self.batch_bytes_max;
             if full && !batch.is_empty() {
                 requests.push((std::mem::take(&mut batch), std::mem::take(&mut records)));
                 bytes = 0;
@@ -514,7 +564,12 @@ fn collapse<T, K: Ord>(
 }
 
 fn order(envelope: &Envelope<'_>, stamp: Stamp, element: u32) -> Order {
-    Order { write_time_us: stamp.write_time_us, partition: envelope.partition, offset: envelope.offset, element }
+    Order {
+        write_time_us: stamp.write_time_us,
+        partition: envelope.partition,
+        offset: envelope.offset,
+        element,
+    }
 }
 
 /// Whole seconds to live, at least 1; Cassandra's own limit is twenty years.

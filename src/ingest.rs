@@ -165,7 +165,9 @@ impl Ingest {
     /// Applies `event` at monotonic time `now` and appends what to do to `effects`.
     pub fn on(&mut self, event: Event, now: Duration, effects: &mut Vec<Effect>) {
         match event {
-            Event::Assigned { partition, committed } => self.assigned(partition, committed, effects),
+            Event::Assigned { partition, committed } => {
+                self.assigned(partition, committed, effects)
+            }
             Event::Revoking { partition } => {
                 if let Some(position) = self.offsets.awaited(partition) {
                     effects.push(Effect::AwaitDurable(position));
@@ -226,7 +228,9 @@ impl Ingest {
         };
         let start = match known {
             Some(offset) => Start::At(offset),
-            None if self.first_start && self.config.initial_offset == InitialOffset::Latest => Start::End,
+            None if self.first_start && self.config.initial_offset == InitialOffset::Latest => {
+                Start::End
+            }
             None => Start::Beginning,
         };
         self.offsets.assign(partition, known, committed, self.log_end);
@@ -254,7 +258,9 @@ impl Ingest {
     }
 
     fn commit_when_due(&mut self, now: Duration, effects: &mut Vec<Effect>) {
-        let due = self.last_commit.is_none_or(|last| now.saturating_sub(last) >= self.config.commit_interval);
+        let due = self
+            .last_commit
+            .is_none_or(|last| now.saturating_sub(last) >= self.config.commit_interval);
         if !due {
             return;
         }

@@ -278,7 +278,8 @@ impl Inspect {
                 reclaimed: status.reclaimed.get(),
                 in_per_s: rate.in_per_s,
                 out_per_s: rate.out_per_s,
-                seconds_to_drained: (shrinking > 0.1).then(|| float(status.backlog_records) / shrinking),
+                seconds_to_drained: (shrinking > 0.1)
+                    .then(|| float(status.backlog_records) / shrinking),
                 paused: ingest.paused,
                 partitions: ingest
                     .partitions
@@ -312,7 +313,11 @@ impl Inspect {
         }
         if let Some(stalled) = self.stalled() {
             failing = true;
-            reasons.push(reason("STALLED", stalled, "the process is stuck: restart it; nothing is lost by that"));
+            reasons.push(reason(
+                "STALLED",
+                stalled,
+                "the process is stuck: restart it; nothing is lost by that",
+            ));
         }
         let state = match (self.phase(), failing, reasons.is_empty()) {
             (Phase::Draining, ..) => "draining",
@@ -331,7 +336,11 @@ impl Inspect {
     }
 
     /// The pipeline's part of the status, and whether it is failing.
-    fn pipeline_status(&self, view: &PipelineView, reasons: &mut Vec<Reason>) -> (PipelineStatus, bool) {
+    fn pipeline_status(
+        &self,
+        view: &PipelineView,
+        reasons: &mut Vec<Reason>,
+    ) -> (PipelineStatus, bool) {
         let ingest = view.ingest.snapshot();
         let deliver = view.deliver();
         let log = view.wal.status();
@@ -346,7 +355,10 @@ impl Inspect {
             ));
         }
         if !ingest.connected {
-            let why = ingest.last_error.clone().unwrap_or_else(|| "no broker has answered yet".to_owned());
+            let why = ingest
+                .last_error
+                .clone()
+                .unwrap_or_else(|| "no broker has answered yet".to_owned());
             reasons.push(reason(
                 "KAFKA_UNREACHABLE",
                 format!("{name}: {why}"),
@@ -361,7 +373,10 @@ impl Inspect {
             ));
         }
         if matches!(deliver.breaker, Some(BreakerState::Open | BreakerState::HalfOpen)) {
-            let why = deliver.last_error.clone().map_or(String::new(), |(code, detail)| format!("{code}: {detail}"));
+            let why = deliver
+                .last_error
+                .clone()
+                .map_or(String::new(), |(code, detail)| format!("{code}: {detail}"));
             reasons.push(reason(
                 "STORE_UNAVAILABLE",
                 format!("{name}: {why}"),
@@ -378,7 +393,10 @@ impl Inspect {
         for gap in &ingest.gaps {
             reasons.push(reason(
                 "KAFKA_GAP",
-                format!("{}/{}: offsets {} to {} are gone", view.topic, gap.partition, gap.from, gap.to),
+                format!(
+                    "{}/{}: offsets {} to {} are gone",
+                    view.topic, gap.partition, gap.from, gap.to
+                ),
                 "Kafka's retention was shorter than the outage of this program",
             ));
         }
@@ -415,7 +433,10 @@ impl Inspect {
         let store = match tokio::time::timeout(HEALTH_WAIT, self.store.health()).await {
             Ok(Ok(())) => Check { healthy: true, message: "takes rows".to_owned() },
             Ok(Err(error)) => Check { healthy: false, message: error.to_string() },
-            Err(_) => Check { healthy: false, message: format!("no answer within {} s", HEALTH_WAIT.as_secs()) },
+            Err(_) => Check {
+                healthy: false,
+                message: format!("no answer within {} s", HEALTH_WAIT.as_secs()),
+            },
         };
         checks.insert("store", store);
         let mut unreachable = Vec::new();
@@ -423,7 +444,8 @@ impl Inspect {
         for view in &self.pipelines {
             let ingest = view.ingest.snapshot();
             if !ingest.connected {
-                let why = ingest.last_error.unwrap_or_else(|| "no broker has answered yet".to_owned());
+                let why =
+                    ingest.last_error.unwrap_or_else(|| "no broker has answered yet".to_owned());
                 unreachable.push(format!("{}: {why}", view.kind.name()));
             }
             let log = view.wal.status();
@@ -447,10 +469,17 @@ impl Inspect {
         let now_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         let limit_ms = u64::try_from(STALLED_AFTER.as_millis()).unwrap_or(u64::MAX);
         self.pipelines.iter().find_map(|view| {
-            let heartbeats = [("ingest", view.ingest.heartbeat_ms()), ("deliver", view.deliver_heartbeat_ms())];
-            heartbeats.into_iter().find(|(_, at_ms)| now_ms.saturating_sub(*at_ms) > limit_ms).map(|(thread, at_ms)| {
-                format!("{}-{thread} did nothing for {} s", view.kind.name(), now_ms.saturating_sub(at_ms) / 1000)
-            })
+            let heartbeats =
+                [("ingest", view.ingest.heartbeat_ms()), ("deliver", view.deliver_heartbeat_ms())];
+            heartbeats.into_iter().find(|(_, at_ms)| now_ms.saturating_sub(*at_ms) > limit_ms).map(
+                |(thread, at_ms)| {
+                    format!(
+                        "{}-{thread} did nothing for {} s",
+                        view.kind.name(),
+                        now_ms.saturating_sub(at_ms) / 1000
+                    )
+                },
+            )
         })
     }
 

@@ -88,7 +88,12 @@ impl<F: Fs> Intake<F> {
     ///
     /// # Errors
     /// [`IntakeError`]: the message was not taken and nothing after it may be.
-    pub fn take(&mut self, message: &Envelope<'_>, now: Duration, effects: &mut Vec<Effect>) -> Result<(), IntakeError> {
+    pub fn take(
+        &mut self,
+        message: &Envelope<'_>,
+        now: Duration,
+        effects: &mut Vec<Effect>,
+    ) -> Result<(), IntakeError> {
         match self.machine.take(message.partition, message.offset) {
             Decision::Take => {}
             Decision::Repeated => {
@@ -107,15 +112,18 @@ impl<F: Fs> Intake<F> {
                 // The machine counts this message as taken already, the sealed batch does not hold it.
                 self.seal_before(message)?;
                 self.push_held(now, effects)?;
-                self.batch.push_with(|out| message.encode_into(out)).map_err(|error| match error {
-                    PushError::Write(error) => IntakeError::Codec(error),
-                    PushError::BatchFull => too_long(message, "longer than any record can be"),
-                })?;
+                self.batch.push_with(|out| message.encode_into(out)).map_err(
+                    |error| match error {
+                        PushError::Write(error) => IntakeError::Codec(error),
+                        PushError::BatchFull => too_long(message, "longer than any record can be"),
+                    },
+                )?;
             }
         }
         let bytes = message.payload.map_or(0, <[u8]>::len);
         self.counts.messages = self.counts.messages.saturating_add(1);
-        self.counts.payload_bytes = self.counts.payload_bytes.saturating_add(u64::try_from(bytes).unwrap_or(u64::MAX));
+        self.counts.payload_bytes =
+            self.counts.payload_bytes.saturating_add(u64::try_from(bytes).unwrap_or(u64::MAX));
         Ok(())
     }
 
@@ -164,7 +172,9 @@ impl<F: Fs> Intake<F> {
                     self.machine.on(Event::LogFull, now, effects);
                     return Ok(());
                 }
-                Err(AppendError::Poisoned { cause }) => return Err(WalError::Poisoned { cause }.into()),
+                Err(AppendError::Poisoned { cause }) => {
+                    return Err(WalError::Poisoned { cause }.into());
+                }
                 Err(AppendError::Closed) => return Err(WalError::Closed.into()),
                 Err(other @ AppendError::TooLarge { .. }) => {
                     return Err(IntakeError::TooLong {
@@ -206,7 +216,11 @@ impl<F: Fs> Intake<F> {
     ///
     /// # Errors
     /// [`IntakeError::Wal`]: the log failed; nothing may be committed.
-    pub fn settle(&mut self, partitions: &[i32], now: Duration) -> Result<Vec<Committable>, IntakeError> {
+    pub fn settle(
+        &mut self,
+        partitions: &[i32],
+        now: Duration,
+    ) -> Result<Vec<Committable>, IntakeError> {
         let mut effects = Vec::new();
         self.append(now, &mut effects)?;
         effects.clear();
@@ -221,7 +235,10 @@ impl<F: Fs> Intake<F> {
             }
         }
         self.machine.on(Event::Durable(self.wal.durable()), now, &mut effects);
-        Ok(partitions.iter().flat_map(|partition| self.machine.committable_of(*partition)).collect())
+        Ok(partitions
+            .iter()
+            .flat_map(|partition| self.machine.committable_of(*partition))
+            .collect())
     }
 
     /// The machine, for status.

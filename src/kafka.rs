@@ -139,7 +139,9 @@ impl Context {
                         Start::Beginning => Offset::Beginning,
                         Start::End => Offset::End,
                     };
-                    if let Err(error) = start_at.add_partition_offset(&self.topic, partition, offset) {
+                    if let Err(error) =
+                        start_at.add_partition_offset(&self.topic, partition, offset)
+                    {
                         tracing::error!(code = "KAFKA_ASSIGN", partition, %error, "set start offset");
                     }
                     tracing::info!(topic = self.topic, partition, start = ?start, "partition assigned");
@@ -155,7 +157,11 @@ impl Context {
     }
 
     /// Committed offsets of the group. A broker that does not answer in time means: unknown, so the log decides.
-    fn committed(&self, consumer: &BaseConsumer<Self>, partitions: &TopicPartitionList) -> BTreeMap<i32, i64> {
+    fn committed(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        partitions: &TopicPartitionList,
+    ) -> BTreeMap<i32, i64> {
         let mut attempts = 0;
         loop {
             attempts += 1;
@@ -183,7 +189,8 @@ impl Context {
     }
 
     fn revoke(&self, consumer: &BaseConsumer<Self>, partitions: &TopicPartitionList) {
-        let numbers: Vec<i32> = partitions.elements().iter().map(|element| element.partition()).collect();
+        let numbers: Vec<i32> =
+            partitions.elements().iter().map(|element| element.partition()).collect();
         let lost = consumer.assignment_lost();
         if !lost {
             let settled = lock(&self.intake).settle(&numbers, self.now());
@@ -219,7 +226,9 @@ impl Context {
         match consumer.commit(&list, mode) {
             Ok(()) if matches!(mode, CommitMode::Sync) => self.confirmed(&list),
             Ok(()) => {}
-            Err(error) => tracing::warn!(code = "KAFKA_COMMIT", %error, "commit offsets; tried again later"),
+            Err(error) => {
+                tracing::warn!(code = "KAFKA_COMMIT", %error, "commit offsets; tried again later")
+            }
         }
     }
 
@@ -245,7 +254,11 @@ impl Context {
         if partitions.is_empty() {
             return;
         }
-        tracing::warn!(code = "WAL_FULL", topic = self.topic, "log is filling up: consumption paused");
+        tracing::warn!(
+            code = "WAL_FULL",
+            topic = self.topic,
+            "log is filling up: consumption paused"
+        );
         if let Err(error) = consumer.pause(&self.list(partitions)) {
             tracing::error!(code = "KAFKA_PAUSE", %error, "pause partitions");
         }
@@ -268,14 +281,19 @@ impl ClientContext for Context {
             RDKafkaLogLevel::Emerg
             | RDKafkaLogLevel::Alert
             | RDKafkaLogLevel::Critical
-            | RDKafkaLogLevel::Error => tracing::debug!(target: "librdkafka", facility, message, "error"),
-            RDKafkaLogLevel::Warning => tracing::debug!(target: "librdkafka", facility, message, "warning"),
+            | RDKafkaLogLevel::Error => {
+                tracing::debug!(target: "librdkafka", facility, message, "error")
+            }
+            RDKafkaLogLevel::Warning => {
+                tracing::debug!(target: "librdkafka", facility, message, "warning")
+            }
             _ => tracing::trace!(target: "librdkafka", facility, message),
         }
     }
 
     fn stats(&self, statistics: Statistics) {
-        let up = statistics.brokers.values().any(|broker| broker.nodeid >= 0 && broker.state == "UP");
+        let up =
+            statistics.brokers.values().any(|broker| broker.nodeid >= 0 && broker.state == "UP");
         let was_up = self.shared.connected.swap(up, Ordering::Relaxed);
         if up != was_up {
             if up {
@@ -288,7 +306,9 @@ impl ClientContext for Context {
             lock(&self.shared.snapshot).lag = topic
                 .partitions
                 .values()
-                .filter(|partition| partition.desired && partition.partition >= 0 && partition.consumer_lag >= 0)
+                .filter(|partition| {
+                    partition.desired && partition.partition >= 0 && partition.consumer_lag >= 0
+                })
                 .map(|partition| (partition.partition, partition.consumer_lag))
                 .collect();
         }
@@ -302,10 +322,19 @@ impl ClientContext for Context {
 }
 
 impl ConsumerContext for Context {
-    fn rebalance(&self, consumer: &BaseConsumer<Self>, event: RDKafkaRespErr, partitions: &mut TopicPartitionList) {
+    fn rebalance(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        event: RDKafkaRespErr,
+        partitions: &mut TopicPartitionList,
+    ) {
         match event {
-            RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => self.assign(consumer, partitions),
-            RDKafkaRespErr::RD_KAFKA_RESP_ERR__REVOKE_PARTITIONS => self.revoke(consumer, partitions),
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => {
+                self.assign(consumer, partitions)
+            }
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR__REVOKE_PARTITIONS => {
+                self.revoke(consumer, partitions)
+            }
             other => {
                 tracing::error!(code = "KAFKA_REBALANCE", error = ?other, "rebalance failed");
                 self.revoke(consumer, partitions);
@@ -317,7 +346,9 @@ impl ConsumerContext for Context {
         match result {
             Ok(()) => self.confirmed(offsets),
             Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::NoOffset)) => {}
-            Err(error) => tracing::warn!(code = "KAFKA_COMMIT", %error, "commit offsets; tried again later"),
+            Err(error) => {
+                tracing::warn!(code = "KAFKA_COMMIT", %error, "commit offsets; tried again later")
+            }
         }
     }
 }
@@ -353,7 +384,8 @@ impl Ingestion {
             started,
             failed: Mutex::new(None),
         };
-        let consumer: BaseConsumer<Context> = client_config(kafka, pipeline).create_with_context(context)?;
+        let consumer: BaseConsumer<Context> =
+            client_config(kafka, pipeline).create_with_context(context)?;
         consumer.subscribe(&[&pipeline.topic])?;
         Ok(Self { consumer })
     }
@@ -388,7 +420,10 @@ impl Ingestion {
                 }
                 Err(error) => self.poll_failed(context, &error),
             }
-            if messages >= TURN_MESSAGES_MAX || bytes >= TURN_BYTES_MAX || begun.elapsed() >= TURN_TIME_MAX {
+            if messages >= TURN_MESSAGES_MAX
+                || bytes >= TURN_BYTES_MAX
+                || begun.elapsed() >= TURN_TIME_MAX
+            {
                 break;
             }
         }
@@ -402,7 +437,9 @@ impl Ingestion {
         }
         for effect in effects.drain(..) {
             match effect {
-                Effect::Commit(offsets) => context.commit(&self.consumer, &offsets, CommitMode::Async),
+                Effect::Commit(offsets) => {
+                    context.commit(&self.consumer, &offsets, CommitMode::Async)
+                }
                 Effect::Pause(partitions) => context.pause(&self.consumer, &partitions),
                 Effect::Resume(partitions) => context.resume(&self.consumer, &partitions),
                 // Only rebalances ask for these, and carry them out themselves.
@@ -425,7 +462,9 @@ impl Ingestion {
         // The revocation that follows has nothing left to do but to say goodbye; it is served by polls.
         self.consumer.unsubscribe();
         let deadline = Instant::now() + CALLBACK_WAIT;
-        while Instant::now() < deadline && lock(&context.intake).machine().progress().next().is_some() {
+        while Instant::now() < deadline
+            && lock(&context.intake).machine().progress().next().is_some()
+        {
             if let Some(Err(error)) = self.consumer.poll(POLL_WAIT) {
                 tracing::debug!(%error, "poll while leaving the group");
             }
@@ -435,7 +474,9 @@ impl Ingestion {
 
     fn poll_failed(&self, context: &Context, error: &KafkaError) {
         let code = match error {
-            KafkaError::MessageConsumption(code) | KafkaError::MessageConsumptionFatal(code) => Some(*code),
+            KafkaError::MessageConsumption(code) | KafkaError::MessageConsumptionFatal(code) => {
+                Some(*code)
+            }
             _ => None,
         };
         if code == Some(RDKafkaErrorCode::AutoOffsetReset) {
@@ -458,10 +499,13 @@ impl Ingestion {
     /// Kafka does not have the next offset of some partition: finds which, says what is missing, and goes on at the
     /// oldest message that is there. An offset beyond the end means another topic of the same name: that stops.
     fn find_gaps(&self, context: &Context) {
-        let progress: Vec<(i32, PartitionProgress)> = lock(&context.intake).machine().progress().collect();
+        let progress: Vec<(i32, PartitionProgress)> =
+            lock(&context.intake).machine().progress().collect();
         for (partition, progress) in progress {
             let Some(next) = progress.consumed else { continue };
-            let Ok((low, high)) = self.consumer.fetch_watermarks(&context.topic, partition, CALLBACK_WAIT) else {
+            let Ok((low, high)) =
+                self.consumer.fetch_watermarks(&context.topic, partition, CALLBACK_WAIT)
+            else {
                 continue;
             };
             if next < low {
@@ -473,10 +517,17 @@ impl Ingestion {
                     to = low,
                     "Kafka removed messages before they were consumed"
                 );
-                lock(&context.shared.snapshot).gaps.push(KafkaGap { partition, from: next, to: low });
-                if let Err(error) =
-                    self.consumer.seek(&context.topic, partition, Offset::Offset(low), CALLBACK_WAIT)
-                {
+                lock(&context.shared.snapshot).gaps.push(KafkaGap {
+                    partition,
+                    from: next,
+                    to: low,
+                });
+                if let Err(error) = self.consumer.seek(
+                    &context.topic,
+                    partition,
+                    Offset::Offset(low),
+                    CALLBACK_WAIT,
+                ) {
                     tracing::error!(code = "KAFKA_SEEK", partition, %error, "go on after the gap");
                 }
             } else if next > high {
@@ -497,7 +548,11 @@ impl Ingestion {
     }
 }
 
-fn take(context: &Context, message: &BorrowedMessage<'_>, effects: &mut Vec<Effect>) -> Result<(), IntakeError> {
+fn take(
+    context: &Context,
+    message: &BorrowedMessage<'_>,
+    effects: &mut Vec<Effect>,
+) -> Result<(), IntakeError> {
     let (timestamp_ms, timestamp_type) = match message.timestamp() {
         Timestamp::NotAvailable => (0, TimestampType::Absent),
         Timestamp::CreateTime(ms) if ms < 0 => (0, TimestampType::Absent),

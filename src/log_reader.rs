@@ -60,7 +60,17 @@ impl<F: Fs> LogReader<F> {
     ) -> Self {
         let next = wal.delivered();
         let reader = wal.reader(next);
-        Self { wal, reader, chunk: Chunk::default(), config, look_ahead, memory, gather: None, next, gaps: Vec::new() }
+        Self {
+            wal,
+            reader,
+            chunk: Chunk::default(),
+            config,
+            look_ahead,
+            memory,
+            gather: None,
+            next,
+            gaps: Vec::new(),
+        }
     }
 
     /// Position of the next record to be looked at.
@@ -85,7 +95,12 @@ impl<F: Fs> LogReader<F> {
     ///
     /// # Errors
     /// The log cannot be read; start again.
-    pub fn pull(&mut self, hurry: bool, now: Duration, now_ms: i64) -> Result<Option<Gathered>, WalError> {
+    pub fn pull(
+        &mut self,
+        hurry: bool,
+        now: Duration,
+        now_ms: i64,
+    ) -> Result<Option<Gathered>, WalError> {
         loop {
             let full = self.gather.as_ref().is_some_and(|(gather, _)| {
                 gather.rows() >= self.look_ahead.rows_max || gather.bytes() >= GATHER_BYTES_MAX

@@ -80,10 +80,19 @@ impl Offsets {
     /// Begins to track `partition`. `start` is the offset consumption begins at when it is known; `committed` what
     /// Kafka holds for the group. When the log knows more than Kafka, what it knows lies before `log_end`, which need
     /// not be durable yet: a partition may be lost and come back between an append and its sync.
-    pub fn assign(&mut self, partition: i32, start: Option<i64>, committed: Option<i64>, log_end: Position) {
-        let progress = PartitionProgress { started_at: start, consumed: start, durable: committed, committed };
+    pub fn assign(
+        &mut self,
+        partition: i32,
+        start: Option<i64>,
+        committed: Option<i64>,
+        log_end: Position,
+    ) {
+        let progress =
+            PartitionProgress { started_at: start, consumed: start, durable: committed, committed };
         let mut state = Partition { progress, ..Partition::default() };
-        if let Some(next) = start.filter(|start| committed.is_none_or(|committed| *start > committed)) {
+        if let Some(next) =
+            start.filter(|start| committed.is_none_or(|committed| *start > committed))
+        {
             state.pending.push_back(Pending { end: log_end, next });
         }
         self.partitions.insert(partition, state);
@@ -150,7 +159,8 @@ impl Offsets {
     /// Kafka confirmed that the group's offset of `partition` is `next`.
     pub fn committed(&mut self, partition: i32, next: i64) {
         if let Some(state) = self.partitions.get_mut(&partition) {
-            state.progress.committed = Some(state.progress.committed.map_or(next, |old| old.max(next)));
+            state.progress.committed =
+                Some(state.progress.committed.map_or(next, |old| old.max(next)));
         }
     }
 

@@ -214,12 +214,16 @@ impl Pipeline {
                 batch_bytes_max: bytes(pipeline.batch_bytes_max),
                 message_bytes_max: bytes(pipeline.message_bytes_max),
             };
-            let look_ahead = LookAhead { rows_max: pipeline.gather_rows_max, freshness: pipeline.freshness };
-            let log_reader = LogReader::new(wal.clone(), gather_config, look_ahead, Arc::clone(&memory));
+            let look_ahead =
+                LookAhead { rows_max: pipeline.gather_rows_max, freshness: pipeline.freshness };
+            let log_reader =
+                LogReader::new(wal.clone(), gather_config, look_ahead, Arc::clone(&memory));
             let (closing, give_up) = (Arc::clone(&closing), give_up.clone());
             let (view, fatal) = (Arc::clone(&view), surroundings.fatal.clone());
             spawn(format!("{}-reader", kind.name()), move || {
-                if let Err(error) = read_log(log_reader, &view, &gathers, &closing, &give_up, started) {
+                if let Err(error) =
+                    read_log(log_reader, &view, &gathers, &closing, &give_up, started)
+                {
                     drop(fatal.try_send(anyhow::Error::new(error).context("read log")));
                 }
             })?
@@ -242,7 +246,12 @@ impl Pipeline {
             ..DeliverConfig::default()
         };
         let stage = DeliverStage {
-            delivery: Delivery::new(deliver_config, wal.clone(), surroundings.dead_letters.clone(), memory),
+            delivery: Delivery::new(
+                deliver_config,
+                wal.clone(),
+                surroundings.dead_letters.clone(),
+                memory,
+            ),
             wal,
             writers,
             answered,
@@ -262,7 +271,17 @@ impl Pipeline {
                 }
             })?
         };
-        Ok(Self { view, started, stop_ingest, closing, give_up, ingest, reader, deliver, committer })
+        Ok(Self {
+            view,
+            started,
+            stop_ingest,
+            closing,
+            give_up,
+            ingest,
+            reader,
+            deliver,
+            committer,
+        })
     }
 
     /// What the HTTP side reads.
@@ -299,7 +318,9 @@ impl Pipeline {
             .map(|end| end.partitions)
             .unwrap_or_default()
             .into_iter()
-            .filter_map(|(partition, progress): (i32, PartitionProgress)| Some((partition, progress.committed?)))
+            .filter_map(|(partition, progress): (i32, PartitionProgress)| {
+                Some((partition, progress.committed?))
+            })
             .collect();
         let end = PipelineEnd {
             kind: self.view.kind,
@@ -346,9 +367,14 @@ fn open_log(kind: Kind, config: &Config, started: Instant) -> anyhow::Result<Wal
 
 /// Limits on records and queue that fit a log of `max_bytes`.
 pub(crate) fn log_limits(max_bytes: u64) -> WalConfig {
-    let record_max = RECORD_BYTES_MAX.min(usize::try_from(max_bytes / 2).unwrap_or(RECORD_BYTES_MAX));
+    let record_max =
+        RECORD_BYTES_MAX.min(usize::try_from(max_bytes / 2).unwrap_or(RECORD_BYTES_MAX));
     let defaults = WalConfig::default();
-    WalConfig { max_record_bytes: record_max, queue_bytes_max: defaults.queue_bytes_max.max(record_max), ..defaults }
+    WalConfig {
+        max_record_bytes: record_max,
+        queue_bytes_max: defaults.queue_bytes_max.max(record_max),
+        ..defaults
+    }
 }
 
 fn bytes(size: bytesize::ByteSize) -> usize {
@@ -359,7 +385,10 @@ fn spawn<T: Send + 'static>(
     name: String,
     body: impl FnOnce() -> T + Send + 'static,
 ) -> anyhow::Result<JoinHandle<T>> {
-    std::thread::Builder::new().name(name.clone()).spawn(body).with_context(|| format!("start thread {name}"))
+    std::thread::Builder::new()
+        .name(name.clone())
+        .spawn(body)
+        .with_context(|| format!("start thread {name}"))
 }
 
 /// Body of the reader thread: ends when closing and everything durable was passed on, or when told to give up.
@@ -377,7 +406,12 @@ fn read_log(
         let gathered = log_reader.pull(hurry, started.elapsed(), wall_ms())?;
         let gaps = log_reader.take_gaps();
         for gap in &gaps {
-            tracing::error!(code = "WAL_CORRUPT", pipeline = view.kind.name(), ?gap, "records of the log are lost");
+            tracing::error!(
+                code = "WAL_CORRUPT",
+                pipeline = view.kind.name(),
+                ?gap,
+                "records of the log are lost"
+            );
         }
         if !gaps.is_empty() {
             view.deliver.lock().unwrap_or_else(PoisonError::into_inner).gaps.extend(gaps);
@@ -387,7 +421,8 @@ fn read_log(
                 return Ok(());
             }
             let wait = log_reader.due().map_or(Duration::from_millis(200), |due| {
-                due.saturating_sub(started.elapsed()).clamp(Duration::from_millis(1), Duration::from_millis(200))
+                due.saturating_sub(started.elapsed())
+                    .clamp(Duration::from_millis(1), Duration::from_millis(200))
             });
             view.wal.wait_durable(log_reader.next(), wait);
             continue;
@@ -395,7 +430,11 @@ fn read_log(
         loop {
             match gathers.send_timeout(gathered, Duration::from_millis(100)) {
                 Ok(()) => break,
-                Err(crossbeam_channel::SendTimeoutError::Timeout(back)) if !give_up.is_cancelled() => gathered = back,
+                Err(crossbeam_channel::SendTimeoutError::Timeout(back))
+                    if !give_up.is_cancelled() =>
+                {
+                    gathered = back
+                }
                 Err(_) => return Ok(()),
             }
         }
@@ -430,7 +469,11 @@ impl DeliverStage {
             if self.delivery.take_flush() {
                 let flushed = self.runtime.block_on(self.store.flush());
                 if let Err(error) = &flushed {
-                    tracing::warn!(code = error.code, detail = error.detail, "flush the store; tried again");
+                    tracing::warn!(
+                        code = error.code,
+                        detail = error.detail,
+                        "flush the store; tried again"
+                    );
                 }
                 self.delivery.flushed(flushed.is_ok(), self.started.elapsed())?;
             }
@@ -446,12 +489,15 @@ impl DeliverStage {
             }
             self.publish(&writer_counts);
 
-            let room = more_to_come && self.delivery.machine().outstanding_rows() < self.rows_held_max;
+            let room =
+                more_to_come && self.delivery.machine().outstanding_rows() < self.rows_held_max;
             let wait = self
                 .delivery
                 .machine()
                 .next_deadline()
-                .map_or(Duration::from_millis(100), |due| due.saturating_sub(self.started.elapsed()))
+                .map_or(Duration::from_millis(100), |due| {
+                    due.saturating_sub(self.started.elapsed())
+                })
                 .min(Duration::from_millis(100));
             match self.wait(room, wait) {
                 Woken::Answer(answer) => {
@@ -461,7 +507,9 @@ impl DeliverStage {
                         self.answer(answer, &mut writer_counts)?;
                     }
                 }
-                Woken::Gather(gathered) => self.delivery.gathered(*gathered, self.started.elapsed())?,
+                Woken::Gather(gathered) => {
+                    self.delivery.gathered(*gathered, self.started.elapsed())?
+                }
                 Woken::ReaderDone => more_to_come = false,
                 Woken::Time => self.delivery.tick(self.started.elapsed())?,
             }
@@ -523,7 +571,8 @@ impl DeliverStage {
         snapshot.dead_lettered.clone_from(self.delivery.dead_lettered());
         snapshot.dead_letters_blocked = self.delivery.dead_letters_blocked();
         snapshot.breaker = Some(machine.breaker());
-        snapshot.last_error = machine.last_error().map(|error| (error.code.to_owned(), error.detail.clone()));
+        snapshot.last_error =
+            machine.last_error().map(|error| (error.code.to_owned(), error.detail.clone()));
         snapshot.in_flight = machine.in_flight();
         snapshot.in_flight_limit = machine.in_flight_limit();
         snapshot.outstanding_rows = machine.outstanding_rows();

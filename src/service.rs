@@ -26,7 +26,7 @@ impl StopHandle {
     /// The first call begins to stop, the second one skips the drain.
     pub fn stop(&self) {
         // A full channel means that both were said already.
-        drop(self.0.try_send(()));
+        let _said = self.0.try_send(());
     }
 }
 
@@ -88,7 +88,11 @@ pub struct Running {
 ///
 /// # Errors
 /// What could not be started, or what failed; [`crate::exit`] turns it into an exit code.
-pub fn run(config: &Config, stop: &StopSignal, running: impl FnOnce(&Running)) -> anyhow::Result<Summary> {
+pub fn run(
+    config: &Config,
+    stop: &StopSignal,
+    running: impl FnOnce(&Running),
+) -> anyhow::Result<Summary> {
     let started = Instant::now();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -120,7 +124,8 @@ pub fn run(config: &Config, stop: &StopSignal, running: impl FnOnce(&Running)) -
         }
     }
     let views = pipelines.iter().map(Pipeline::view).collect();
-    let inspect = Arc::new(Inspect::new(started, views, Arc::clone(&store), read, dead_letters.clone()));
+    let inspect =
+        Arc::new(Inspect::new(started, views, Arc::clone(&store), read, dead_letters.clone()));
     let http_stop = CancellationToken::new();
     let http_server = runtime.spawn(http::serve(bound, Arc::clone(&inspect), http_stop.clone()));
     let sampler = {
@@ -148,10 +153,12 @@ pub fn run(config: &Config, stop: &StopSignal, running: impl FnOnce(&Running)) -
     }
 
     inspect.enter(Phase::Draining);
-    let ended = shut_down(config, stop, pipelines, &runtime, store.as_ref(), &dead_letters, started)?;
+    let ended =
+        shut_down(config, stop, pipelines, &runtime, store.as_ref(), &dead_letters, started)?;
     sampler.abort();
     http_stop.cancel();
-    let server = runtime.block_on(async { tokio::time::timeout(Duration::from_secs(2), http_server).await });
+    let server =
+        runtime.block_on(async { tokio::time::timeout(Duration::from_secs(2), http_server).await });
     if server.is_err() {
         tracing::debug!("HTTP connections were still open at the end");
     }
@@ -197,7 +204,11 @@ fn shut_down(
         }
     }
     if let Err(error) = runtime.block_on(store.close()) {
-        tracing::warn!(code = error.code, detail = error.detail, "close store; the log keeps what it did not confirm");
+        tracing::warn!(
+            code = error.code,
+            detail = error.detail,
+            "close store; the log keeps what it did not confirm"
+        );
     }
     let dead = dead_letters.count();
     if let Err(error) = dead_letters.wal().close(started.elapsed()) {
@@ -227,7 +238,8 @@ pub fn dead_letters_dir(config: &Config) -> std::path::PathBuf {
 fn open_dead_letters(config: &Config, started: Instant) -> anyhow::Result<DeadLetters<DiskFs>> {
     let dir = dead_letters_dir(config);
     let max_bytes = config.wal.dead_letters_bytes_max.as_u64();
-    let wal_config = WalConfig { segment_bytes: 4 << 20, max_bytes, ..pipeline::log_limits(max_bytes) };
+    let wal_config =
+        WalConfig { segment_bytes: 4 << 20, max_bytes, ..pipeline::log_limits(max_bytes) };
     let fs = DiskFs::open(&dir).with_context(|| format!("open directory {}", dir.display()))?;
     let (wal, _report) = Wal::open(fs, wal_config, Box::new(NoCarry), started.elapsed())
         .with_context(|| format!("open dead letters {}", dir.display()))?;

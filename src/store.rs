@@ -24,7 +24,8 @@ pub struct OpenStore {
 pub fn open(config: &Config, runtime: &tokio::runtime::Handle) -> anyhow::Result<OpenStore> {
     match config.store.kind {
         StoreKind::Cassandra => {
-            let store = CassandraStore::new(cassandra_config(&config.store.cassandra)?, runtime.clone());
+            let store =
+                CassandraStore::new(cassandra_config(&config.store.cassandra)?, runtime.clone());
             Ok(OpenStore { store: Arc::new(store), read: None })
         }
         StoreKind::Sled => {
@@ -44,7 +45,8 @@ pub fn open_sled(config: &Config) -> anyhow::Result<Arc<SledStore>> {
         cache_bytes: config.store.sled.cache.as_u64(),
         max_bytes: config.store.sled.bytes_max.as_u64(),
     };
-    let store = SledStore::open(&dir, sled).with_context(|| format!("open store {}", dir.display()))?;
+    let store =
+        SledStore::open(&dir, sled).with_context(|| format!("open store {}", dir.display()))?;
     Ok(Arc::new(store))
 }
 
@@ -56,8 +58,9 @@ pub fn cassandra_config(section: &CassandraSection) -> anyhow::Result<CassandraC
     let password = match &section.password_file {
         None => None,
         Some(path) => {
-            let text = std::fs::read_to_string(path)
-                .with_context(|| format!("read store.cassandra.password_file {}", path.display()))?;
+            let text = std::fs::read_to_string(path).with_context(|| {
+                format!("read store.cassandra.password_file {}", path.display())
+            })?;
             Some(text.strip_suffix('\n').unwrap_or(&text).to_owned())
         }
     };
@@ -66,9 +69,9 @@ pub fn cassandra_config(section: &CassandraSection) -> anyhow::Result<CassandraC
         keyspace: section.keyspace.clone(),
         user: (!section.user.is_empty()).then(|| section.user.clone()),
         password,
-        local_data_center: (!section.local_data_center.is_empty()).then(|| section.local_data_center.clone()),
+        local_data_center: (!section.local_data_center.is_empty())
+            .then(|| section.local_data_center.clone()),
         consistency: section.consistency.clone(),
         request_timeout: section.request_timeout,
-        ..CassandraConfig::default()
     })
 }

@@ -57,9 +57,9 @@ impl Writers {
             let (requests, incoming) = mpsc::unbounded_channel();
             let (store, runtime) = (Arc::clone(store), runtime.clone());
             let (answers, cancelled) = (answers.clone(), cancelled.clone());
-            let thread = std::thread::Builder::new()
-                .name(format!("{name}-writer-{index}"))
-                .spawn(move || runtime.block_on(write(index, store, incoming, answers, cancelled)))?;
+            let thread = std::thread::Builder::new().name(format!("{name}-writer-{index}")).spawn(
+                move || runtime.block_on(write(index, store, incoming, answers, cancelled)),
+            )?;
             writers.push(Writer { requests, thread, in_flight: 0 });
         }
         Ok(Self { writers })

@@ -31,7 +31,10 @@ pub(super) fn get(url: &str, path: &str) -> anyhow::Result<Answer> {
     let address = format!("{}{path}", url.trim_end_matches('/'));
     let mut response = agent.get(&address).call().with_context(|| format!("ask {address}"))?;
     let status = response.status().as_u16();
-    let body = response.body_mut().read_to_string().with_context(|| format!("read the answer of {address}"))?;
+    let body = response
+        .body_mut()
+        .read_to_string()
+        .with_context(|| format!("read the answer of {address}"))?;
     Ok(Answer { status, body })
 }
 

@@ -20,7 +20,10 @@ pub(super) fn print(file: &ConfigFile) -> anyhow::Result<ExitCode> {
     // Passwords are in files of their own; librdkafka's may be among the properties.
     let mut config = file.load()?.config;
     for (property, value) in &mut config.kafka.properties {
-        if property.contains("password") || property.contains("secret") || property.contains("key.pem") {
+        if property.contains("password")
+            || property.contains("secret")
+            || property.contains("key.pem")
+        {
             "***".clone_into(value);
         }
     }

@@ -40,8 +40,13 @@ fn list_running(url: &str) -> anyhow::Result<()> {
     loop {
         let answer = ask::get(url, &format!("/api/v1/dead-letters?from={next}&limit=1000"))?;
         anyhow::ensure!(answer.status == 200, "{}", answer.body);
-        let page: serde_json::Value = serde_json::from_str(&answer.body).context("read dead letters")?;
-        let letters = page.get("dead_letters").and_then(serde_json::Value::as_array).cloned().unwrap_or_default();
+        let page: serde_json::Value =
+            serde_json::from_str(&answer.body).context("read dead letters")?;
+        let letters = page
+            .get("dead_letters")
+            .and_then(serde_json::Value::as_array)
+            .cloned()
+            .unwrap_or_default();
         for letter in &letters {
             println!("{letter}");
         }
@@ -59,8 +64,8 @@ fn list_directory(file: &ConfigFile) -> anyhow::Result<()> {
     let dir = crate::service::dead_letters_dir(&config);
     anyhow::ensure!(dir.is_dir(), "{} is no directory: nothing was ever kept there", dir.display());
     let fs = DiskFs::open(&dir).with_context(|| format!("open {}", dir.display()))?;
-    let (wal, _report) =
-        Wal::open(fs, WalConfig::default(), Box::new(NoCarry), Duration::ZERO).with_context(|| {
+    let (wal, _report) = Wal::open(fs, WalConfig::default(), Box::new(NoCarry), Duration::ZERO)
+        .with_context(|| {
             format!("open {} (a running persister holds it: use --url)", dir.display())
         })?;
     let letters = DeadLetters::new(wal);

@@ -33,14 +33,17 @@ pub(super) fn demo(args: &DemoArgs) -> anyhow::Result<ExitCode> {
     super::init_logging(&config)?;
     super::end_on_panic();
 
-    let topics = Topics { metrics: config.metrics.topic.clone(), alarms: config.alarms.topic.clone() };
+    let topics =
+        Topics { metrics: config.metrics.topic.clone(), alarms: config.alarms.topic.clone() };
     let mut broker = DemoBroker::start(topics)?;
     config.kafka.bootstrap_servers = vec![broker.bootstrap().to_owned()];
     begin_anew(&config.data_dir)?;
 
     let (handle, signal) = service::stop_channel();
     super::run::stop_on_signals(handle.clone())?;
-    println!("monasca-persister demo: this machine's own metrics -> Kafka (in this process) -> log -> sled store\n");
+    println!(
+        "monasca-persister demo: this machine's own metrics -> Kafka (in this process) -> log -> sled store\n"
+    );
     let duration = args.duration;
     let (show_stop, show_stopped) = crossbeam_channel::bounded::<()>(0);
     let mut shown = None;
@@ -50,7 +53,9 @@ pub(super) fn demo(args: &DemoArgs) -> anyhow::Result<ExitCode> {
         println!("query     monasca-persister query --url {url}");
         println!("alarms    {url}/api/v1/query/alarms");
         match duration {
-            Some(duration) => println!("end       after {}\n", humantime::format_duration(duration)),
+            Some(duration) => {
+                println!("end       after {}\n", humantime::format_duration(duration))
+            }
             None => println!("end       Ctrl-C\n"),
         }
         let ends_at = duration.map(|duration| Instant::now() + duration);
@@ -70,11 +75,10 @@ pub(super) fn demo(args: &DemoArgs) -> anyhow::Result<ExitCode> {
             .ok();
     })?;
     drop(show_stop);
-    if let Some(thread) = shown {
-        if thread.join().is_err() {
+    if let Some(thread) = shown
+        && thread.join().is_err() {
             eprintln!("the demo's display panicked");
         }
-    }
     broker.stop_feeding();
     println!("\n{}", summary.line());
     println!("sent by the demo: {} messages", broker.sent());
@@ -91,7 +95,10 @@ fn show(url: &str) {
     for pipeline in ["metrics", "alarms"] {
         use std::fmt::Write as _;
         let number = |key: &str| {
-            backlog.pointer(&format!("/pipelines/{pipeline}/{key}")).and_then(serde_json::Value::as_u64).unwrap_or(0)
+            backlog
+                .pointer(&format!("/pipelines/{pipeline}/{key}"))
+                .and_then(serde_json::Value::as_u64)
+                .unwrap_or(0)
         };
         // Writing to a String does not fail.
         let _infallible = write!(
@@ -114,10 +121,15 @@ fn begin_anew(dir: &std::path::Path) -> anyhow::Result<()> {
     use anyhow::Context as _;
     let marker = dir.join(MARKER);
     if marker.exists() {
-        std::fs::remove_dir_all(dir).with_context(|| format!("remove the data of an earlier demo in {}", dir.display()))?;
+        std::fs::remove_dir_all(dir)
+            .with_context(|| format!("remove the data of an earlier demo in {}", dir.display()))?;
     }
     let used = dir.read_dir().is_ok_and(|mut entries| entries.next().is_some());
-    anyhow::ensure!(!used, "{} is not empty and not from an earlier demo: choose another --data-dir", dir.display());
+    anyhow::ensure!(
+        !used,
+        "{} is not empty and not from an earlier demo: choose another --data-dir",
+        dir.display()
+    );
     std::fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
     std::fs::write(&marker, "").with_context(|| format!("write {}", marker.display()))
 }

@@ -14,9 +14,11 @@ use crate::config::Config;
 const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
 
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  monasca-persister query\n  monasca-persister query cpu.utilization_perc\n  \
+#[command(
+    after_help = "Examples:\n  monasca-persister query\n  monasca-persister query cpu.utilization_perc\n  \
 monasca-persister query --json mem.free_mb\n  \
-monasca-persister query --data-dir demo-data")]
+monasca-persister query --data-dir demo-data"
+)]
 pub(crate) struct QueryArgs {
     /// Metric name; without one all series are listed.
     name: Option<String>,
@@ -44,11 +46,13 @@ impl Source {
     fn series(&self, name: Option<&str>) -> anyhow::Result<Vec<Value>> {
         match self {
             Self::Running(url) => {
-                let filter = name.map(|name| format!("&name={}", encoded(name))).unwrap_or_default();
+                let filter =
+                    name.map(|name| format!("&name={}", encoded(name))).unwrap_or_default();
                 rows(url, &format!("/api/v1/query/series?limit=10000{filter}"))
             }
             Self::Directory(store) => {
-                let filter = SeriesFilter { name: name.map(str::to_owned), ..SeriesFilter::default() };
+                let filter =
+                    SeriesFilter { name: name.map(str::to_owned), ..SeriesFilter::default() };
                 values(store.series(&filter, 10_000)?)
             }
         }
@@ -58,12 +62,20 @@ impl Source {
         match self {
             Self::Running(url) => rows(
                 url,
-                &format!("/api/v1/query/measurements?metric_id={metric_id}&limit={limit}&newest_first=true"),
+                &format!(
+                    "/api/v1/query/measurements?metric_id={metric_id}&limit={limit}&newest_first=true"
+                ),
             ),
             Self::Directory(store) => {
-                let metric_id = storage::MetricId::from_hex(metric_id).context("metric id of the store")?;
-                let query =
-                    MeasurementQuery { metric_id, from_ms: i64::MIN, to_ms: i64::MAX, limit, newest_first: true };
+                let metric_id =
+                    storage::MetricId::from_hex(metric_id).context("metric id of the store")?;
+                let query = MeasurementQuery {
+                    metric_id,
+                    from_ms: i64::MIN,
+                    to_ms: i64::MAX,
+                    limit,
+                    newest_first: true,
+                };
                 values(store.measurements(&query)?)
             }
         }
@@ -98,10 +110,15 @@ fn encoded(text: &str) -> String {
 pub(super) fn query(args: &QueryArgs) -> anyhow::Result<ExitCode> {
     let source = match &args.data_dir {
         Some(dir) => {
-            anyhow::ensure!(dir.join("store").is_dir(), "{} holds no embedded store", dir.display());
+            anyhow::ensure!(
+                dir.join("store").is_dir(),
+                "{} holds no embedded store",
+                dir.display()
+            );
             let config = Config { data_dir: dir.clone(), ..Config::default() };
-            let store = crate::store::open_sled(&config)
-                .context("a running persister holds its store: ask it with --url instead of --data-dir")?;
+            let store = crate::store::open_sled(&config).context(
+                "a running persister holds its store: ask it with --url instead of --data-dir",
+            )?;
             Source::Directory(store)
         }
         None => Source::Running(args.url.clone()),
@@ -119,17 +136,27 @@ pub(super) fn query(args: &QueryArgs) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     if series.is_empty() {
-        println!("nothing stored{}", args.name.as_ref().map(|name| format!(" for {name}")).unwrap_or_default());
+        println!(
+            "nothing stored{}",
+            args.name.as_ref().map(|name| format!(" for {name}")).unwrap_or_default()
+        );
         return Ok(ExitCode::SUCCESS);
     }
     let width = series.iter().map(|one| text(one, "name").len()).max().unwrap_or(0);
     for one in &series {
         let mut measurements = source.measurements(&text(one, "metric_id"), args.limit)?;
         measurements.reverse();
-        let numbers: Vec<f64> =
-            measurements.iter().filter_map(|row| row.get("value").and_then(Value::as_f64)).collect();
+        let numbers: Vec<f64> = measurements
+            .iter()
+            .filter_map(|row| row.get("value").and_then(Value::as_f64))
+            .collect();
         let last = numbers.last().map_or_else(|| "-".to_owned(), |value| format!("{value:.2}"));
-        println!("{:width$}  {last:>14}  {}  {}", text(one, "name"), sparkline(&numbers), dimensions(one));
+        println!(
+            "{:width$}  {last:>14}  {}  {}",
+            text(one, "name"),
+            sparkline(&numbers),
+            dimensions(one)
+        );
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -140,8 +167,10 @@ fn text(value: &Value, key: &str) -> String {
 
 fn dimensions(series: &Value) -> String {
     let pairs = series.get("dimensions").and_then(Value::as_array).cloned().unwrap_or_default();
-    let pairs: Vec<String> =
-        pairs.iter().map(|pair| format!("{}={}", text(pair, "name"), text(pair, "value"))).collect();
+    let pairs: Vec<String> = pairs
+        .iter()
+        .map(|pair| format!("{}={}", text(pair, "name"), text(pair, "value")))
+        .collect();
     pairs.join(" ")
 }
 
@@ -154,7 +183,11 @@ fn sparkline(values: &[f64]) -> String {
         .iter()
         .map(|value| {
             let level = if span > 0.0 { (value - low) / span * 7.0 } else { 0.0 };
-            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 0 and 7")]
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "between 0 and 7"
+            )]
             let index = level.round() as usize;
             BARS.get(index).copied().unwrap_or('█')
         })

@@ -21,12 +21,15 @@ pub(crate) enum SchemaCommand {
 }
 
 pub(super) fn schema(command: &SchemaCommand) -> anyhow::Result<ExitCode> {
-    let (SchemaCommand::Print(file) | SchemaCommand::Apply(file) | SchemaCommand::Check(file)) = command;
+    let (SchemaCommand::Print(file) | SchemaCommand::Apply(file) | SchemaCommand::Check(file)) =
+        command;
     let config = file.load()?.config;
     let section = &config.store.cassandra;
     let statements = schema::schema_statements(&section.keyspace, &section.replication)?;
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().context("start async runtime")?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("start async runtime")?;
     match command {
         SchemaCommand::Print(_) => {
             for statement in statements {
@@ -40,8 +43,9 @@ pub(super) fn schema(command: &SchemaCommand) -> anyhow::Result<ExitCode> {
             println!("keyspace {} has every table", section.keyspace);
         }
         SchemaCommand::Check(_) => {
-            let missing =
-                runtime.block_on(schema::check(&cassandra_config(section)?)).context("read the schema")?;
+            let missing = runtime
+                .block_on(schema::check(&cassandra_config(section)?))
+                .context("read the schema")?;
             if !missing.is_empty() {
                 for what in missing {
                     println!("missing: {what}");

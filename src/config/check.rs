@@ -45,7 +45,9 @@ impl Config {
     #[must_use]
     pub fn problems(&self) -> Vec<ConfigProblem> {
         let mut problems = Vec::new();
-        let mut wrong = |key: &str, problem: String| problems.push(ConfigProblem { key: key.to_owned(), problem });
+        let mut wrong = |key: &str, problem: String| {
+            problems.push(ConfigProblem { key: key.to_owned(), problem })
+        };
         if self.retention < Duration::from_secs(60) {
             wrong("retention", "must be at least one minute, for example 45d".to_owned());
         }
@@ -66,7 +68,10 @@ impl Config {
             }
         }
         if self.kafka.session_timeout < Duration::from_secs(6) {
-            wrong("kafka.session_timeout", "must be at least 6s, the brokers' own lower limit".to_owned());
+            wrong(
+                "kafka.session_timeout",
+                "must be at least 6s, the brokers' own lower limit".to_owned(),
+            );
         }
         for (name, pipeline) in [("metrics", &self.metrics), ("alarms", &self.alarms)] {
             pipeline.problems(|key, problem| wrong(&format!("{name}.{key}"), problem));
@@ -80,7 +85,10 @@ impl Config {
             ("wal.dead_letters_bytes_max", self.wal.dead_letters_bytes_max, SMALL_LOG_BYTES_LEAST),
         ] {
             if bytes.as_u64() < least {
-                wrong(key, format!("must be at least {}: four segments", bytesize::ByteSize(least)));
+                wrong(
+                    key,
+                    format!("must be at least {}: four segments", bytesize::ByteSize(least)),
+                );
             }
         }
         let cassandra = &self.store.cassandra;
@@ -92,21 +100,35 @@ impl Config {
                 wrong("store.cassandra.contact_points", format!("`{node}` is not host:port"));
             }
         }
-        if !CONSISTENCIES.contains(&cassandra.consistency.as_str()) && cassandra.consistency != "LOCAL_ONE" {
+        if !CONSISTENCIES.contains(&cassandra.consistency.as_str())
+            && cassandra.consistency != "LOCAL_ONE"
+        {
             let known = format!("{}, LOCAL_ONE", CONSISTENCIES.join(", "));
-            wrong("store.cassandra.consistency", format!("`{}` is none of {known}", cassandra.consistency));
+            wrong(
+                "store.cassandra.consistency",
+                format!("`{}` is none of {known}", cassandra.consistency),
+            );
         }
         if !is_keyspace(&cassandra.keyspace) {
             wrong(
                 "store.cassandra.keyspace",
-                format!("`{}` is no keyspace name: a lower-case letter, then letters, digits and _", cassandra.keyspace),
+                format!(
+                    "`{}` is no keyspace name: a lower-case letter, then letters, digits and _",
+                    cassandra.keyspace
+                ),
             );
         }
         if cassandra.user.is_empty() != cassandra.password_file.is_none() {
-            wrong("store.cassandra.password_file", "user and password_file belong together".to_owned());
+            wrong(
+                "store.cassandra.password_file",
+                "user and password_file belong together".to_owned(),
+            );
         }
         if !self.http.bind.ip().is_loopback() {
-            wrong("http.bind", format!("{} is not a loopback address: put a proxy in front", self.http.bind));
+            wrong(
+                "http.bind",
+                format!("{} is not a loopback address: put a proxy in front", self.http.bind),
+            );
         }
         problems
     }
@@ -138,7 +160,10 @@ impl PipelineConfig {
             wrong("freshness", "must be at most 1h".to_owned());
         }
         if self.message_bytes_max.as_u64() > MESSAGE_BYTES_MOST {
-            wrong("message_bytes_max", format!("must be at most {}", bytesize::ByteSize(MESSAGE_BYTES_MOST)));
+            wrong(
+                "message_bytes_max",
+                format!("must be at most {}", bytesize::ByteSize(MESSAGE_BYTES_MOST)),
+            );
         }
     }
 }
@@ -147,7 +172,9 @@ impl PipelineConfig {
 const MESSAGE_BYTES_MOST: u64 = 64 * 1024 * 1024;
 
 fn has_port(address: &str) -> bool {
-    address.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+    address
+        .rsplit_once(':')
+        .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
 }
 
 fn is_keyspace(name: &str) -> bool {

@@ -85,9 +85,8 @@ pub fn load(
             variables.push(variable.clone());
         }
     }
-    let config: Config = serde_json::from_value(tree).map_err(|error| ConfigError::Environment {
-        variable: variables.join(", "),
-        reason: error.to_string(),
+    let config: Config = serde_json::from_value(tree).map_err(|error| {
+        ConfigError::Environment { variable: variables.join(", "), reason: error.to_string() }
     })?;
     let problems = config.problems();
     if !problems.is_empty() {
@@ -97,8 +96,10 @@ pub fn load(
 }
 
 fn defaults() -> Result<Value, ConfigError> {
-    serde_json::to_value(Config::default())
-        .map_err(|error| ConfigError::Environment { variable: "defaults".to_owned(), reason: error.to_string() })
+    serde_json::to_value(Config::default()).map_err(|error| ConfigError::Environment {
+        variable: "defaults".to_owned(),
+        reason: error.to_string(),
+    })
 }
 
 /// Reads the file twice: once as [`Config`], which finds unknown keys and wrong types with their line, once as a
@@ -119,7 +120,9 @@ fn parse_file(path: &Path, text: &str) -> Result<Value, ConfigError> {
 fn with_suggestion(message: &str) -> String {
     let unknown = message.split_once("unknown field `").and_then(|(_, rest)| rest.split_once('`'));
     let Some((unknown, rest)) = unknown else { return message.to_owned() };
-    let known = rest.split_once("expected one of ").map_or("", |(_, list)| list.lines().next().unwrap_or(""));
+    let known = rest
+        .split_once("expected one of ")
+        .map_or("", |(_, list)| list.lines().next().unwrap_or(""));
     match nearest(unknown, known.split(", ").map(|key| key.trim_matches('`'))) {
         Some(near) => format!("{message}\nDid you mean `{near}`?"),
         None => message.to_owned(),
@@ -135,24 +138,36 @@ fn nearest<'a>(unknown: &str, known: impl Iterator<Item = &'a str>) -> Option<&'
 }
 
 /// Replaces `${NAME}` in every text value.
-fn resolve(value: &mut Value, key: &str, environment: &[(String, String)]) -> Result<(), ConfigError> {
+fn resolve(
+    value: &mut Value,
+    key: &str,
+    environment: &[(String, String)],
+) -> Result<(), ConfigError> {
     match value {
         Value::String(text) => {
             while let Some((before, rest)) = text.split_once("${") {
                 let Some((name, after)) = rest.split_once('}') else { break };
                 let found = environment.iter().find(|(variable, _)| variable == name);
                 let Some((_, replacement)) = found else {
-                    return Err(ConfigError::Unset { key: key.to_owned(), variable: name.to_owned() });
+                    return Err(ConfigError::Unset {
+                        key: key.to_owned(),
+                        variable: name.to_owned(),
+                    });
                 };
                 if replacement.contains("${") {
                     // A value is put in as it is; text in it that looks like a reference would never end.
-                    return Err(ConfigError::Unset { key: key.to_owned(), variable: name.to_owned() });
+                    return Err(ConfigError::Unset {
+                        key: key.to_owned(),
+                        variable: name.to_owned(),
+                    });
                 }
                 *text = format!("{before}{replacement}{after}");
             }
             Ok(())
         }
-        Value::Array(items) => items.iter_mut().try_for_each(|item| resolve(item, key, environment)),
+        Value::Array(items) => {
+            items.iter_mut().try_for_each(|item| resolve(item, key, environment))
+        }
         Value::Object(entries) => entries.iter_mut().try_for_each(|(name, entry)| {
             let key = if key.is_empty() { name.clone() } else { format!("{key}.{name}") };
             resolve(entry, &key, environment)
@@ -174,12 +189,18 @@ fn merge(base: &mut Value, over: Value) {
     }
 }
 
-fn set_from_environment(tree: &mut Value, variable: &str, key: &str, text: &str) -> Result<(), ConfigError> {
+fn set_from_environment(
+    tree: &mut Value,
+    variable: &str,
+    key: &str,
+    text: &str,
+) -> Result<(), ConfigError> {
     let wrong = |reason: String| ConfigError::Environment { variable: variable.to_owned(), reason };
     let parts: Vec<String> = key.split("__").map(str::to_lowercase).collect();
     let mut place = tree;
     for (depth, part) in parts.iter().enumerate() {
-        let free_form = depth == 2 && parts.starts_with(&["kafka".to_owned(), "properties".to_owned()]);
+        let free_form =
+            depth == 2 && parts.starts_with(&["kafka".to_owned(), "properties".to_owned()]);
         let entries = place
             .as_object_mut()
             .ok_or_else(|| wrong(format!("`{part}` is below a key that is not a section")))?;
@@ -198,9 +219,9 @@ fn set_from_environment(tree: &mut Value, variable: &str, key: &str, text: &str)
     *place = match place {
         // Text stays text even where it looks like a number.
         Value::String(_) => Value::String(text.to_owned()),
-        Value::Array(_) if !text.trim_start().starts_with('[') => {
-            Value::Array(text.split(',').map(|item| Value::String(item.trim().to_owned())).collect())
-        }
+        Value::Array(_) if !text.trim_start().starts_with('[') => Value::Array(
+            text.split(',').map(|item| Value::String(item.trim().to_owned())).collect(),
+        ),
         _ if parts.first().is_some_and(|first| first == "kafka") && parts.len() == 3 => {
             Value::String(text.to_owned())
         }
@@ -216,8 +237,11 @@ mod tests {
     fn from_text(text: &str, environment: &[(&str, &str)]) -> Result<Config, String> {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), text).unwrap();
-        let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
-        load(Some(file.path()), environment).map(|loaded| loaded.config).map_err(|error| error.to_string())
+        let environment =
+            environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        load(Some(file.path()), environment)
+            .map(|loaded| loaded.config)
+            .map_err(|error| error.to_string())
     }
 
     #[test]
@@ -228,12 +252,16 @@ mod tests {
     #[test]
     fn a_section_given_in_part_keeps_its_own_defaults() {
         let config = from_text("alarms:\n  writers: 3\n", &[]).unwrap();
-        assert_eq!((config.alarms.writers, config.alarms.topic.as_str()), (3, "alarm-state-transitions"));
+        assert_eq!(
+            (config.alarms.writers, config.alarms.topic.as_str()),
+            (3, "alarm-state-transitions")
+        );
     }
 
     #[test]
     fn an_unknown_key_names_its_line_and_the_nearest_key() {
-        let error = from_text("http:\n  bind: 127.0.0.1:1\nmetrics:\n  writrs: 3\n", &[]).unwrap_err();
+        let error =
+            from_text("http:\n  bind: 127.0.0.1:1\nmetrics:\n  writrs: 3\n", &[]).unwrap_err();
         assert!(error.contains("writrs") && error.contains("Did you mean `writers`?"), "{error}");
         assert!(error.contains("line 4") || error.contains(":4:"), "{error}");
     }
@@ -265,7 +293,10 @@ mod tests {
     #[test]
     fn a_variable_that_names_no_key_is_refused_with_the_nearest_one() {
         let error = from_text("", &[("MONASCA_PERSISTER__METRICS__WRITER", "7")]).unwrap_err();
-        assert!(error.contains("MONASCA_PERSISTER__METRICS__WRITER") && error.contains("`writers`"), "{error}");
+        assert!(
+            error.contains("MONASCA_PERSISTER__METRICS__WRITER") && error.contains("`writers`"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -278,7 +309,11 @@ mod tests {
 
     #[test]
     fn every_problem_is_reported_at_once() {
-        let error = from_text("metrics: {writers: 0}\nkafka: {bootstrap_servers: []}\n", &[]).unwrap_err();
-        assert!(error.contains("metrics.writers") && error.contains("kafka.bootstrap_servers"), "{error}");
+        let error =
+            from_text("metrics: {writers: 0}\nkafka: {bootstrap_servers: []}\n", &[]).unwrap_err();
+        assert!(
+            error.contains("metrics.writers") && error.contains("kafka.bootstrap_servers"),
+            "{error}"
+        );
     }
 }

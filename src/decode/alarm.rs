@@ -103,7 +103,8 @@ pub fn alarm(payload: &[u8]) -> Result<AlarmView<'_>, DecodeError> {
         Some(raw) if raw.get() != "null" => compact(raw.get()),
         _ => Cow::Borrowed("[]"),
     };
-    let mut sub_alarms = event.sub_alarms.filter(|list| !list.is_null()).unwrap_or_else(|| Value::Array(Vec::new()));
+    let mut sub_alarms =
+        event.sub_alarms.filter(|list| !list.is_null()).unwrap_or_else(|| Value::Array(Vec::new()));
     rename_keys(&mut sub_alarms);
     Ok(AlarmView {
         tenant_id: event.tenant_id.0,
@@ -113,7 +114,8 @@ pub fn alarm(payload: &[u8]) -> Result<AlarmView<'_>, DecodeError> {
         old_state: event.old_state.0,
         new_state: event.new_state.0,
         reason: event.state_change_reason.0,
-        sub_alarms: column(sub_alarms.to_string().into(), Notes::SUB_ALARMS_TOO_LONG, &mut notes).into_owned(),
+        sub_alarms: column(sub_alarms.to_string().into(), Notes::SUB_ALARMS_TOO_LONG, &mut notes)
+            .into_owned(),
         notes,
     })
 }
@@ -185,15 +187,24 @@ mod tests {
     fn absent_lists_are_empty_lists() {
         let payload = r#"{"alarm-transitioned":{"tenantId":"t","alarmId":"a","oldState":"OK","newState":"OK","timestamp":1,"stateChangeReason":null}}"#;
         let row = alarm(payload.as_bytes()).unwrap().into_transition(STAMP);
-        assert_eq!((row.metric.as_str(), row.sub_alarms.as_str(), row.reason.as_str()), ("[]", "[]", ""));
+        assert_eq!(
+            (row.metric.as_str(), row.sub_alarms.as_str(), row.reason.as_str()),
+            ("[]", "[]", "")
+        );
     }
 
     #[test]
     fn lists_that_are_too_long_are_replaced_and_noted() {
         let long = "x".repeat(16_250);
-        let payload = FULL.replace("\"name\": \"cpu\", \"dimensions\": {\"subAlarmState\"", &format!("\"name\": \"{long}\", \"dimensions\": {{\"subAlarmState\""));
+        let payload = FULL.replace(
+            "\"name\": \"cpu\", \"dimensions\": {\"subAlarmState\"",
+            &format!("\"name\": \"{long}\", \"dimensions\": {{\"subAlarmState\""),
+        );
         let view = alarm(payload.as_bytes()).unwrap();
-        assert!(view.notes.contains(Notes::METRIC_LIST_TOO_LONG) && !view.notes.contains(Notes::SUB_ALARMS_TOO_LONG));
+        assert!(
+            view.notes.contains(Notes::METRIC_LIST_TOO_LONG)
+                && !view.notes.contains(Notes::SUB_ALARMS_TOO_LONG)
+        );
         assert_eq!(view.metric, "[]");
         let payload = FULL.replace("\"AVG\"", &format!("\"{long}\""));
         let view = alarm(payload.as_bytes()).unwrap();

@@ -36,7 +36,10 @@ fn check_depth(payload: &[u8]) -> Result<(), DecodeError> {
             b'{' | b'[' if !in_string => {
                 depth = depth.saturating_add(1);
                 if depth > DEPTH_MAX {
-                    return Err(DecodeError::new("TOO_DEEP", format!("more than {DEPTH_MAX} levels at byte {at}")));
+                    return Err(DecodeError::new(
+                        "TOO_DEEP",
+                        format!("more than {DEPTH_MAX} levels at byte {at}"),
+                    ));
                 }
             }
             b'}' | b']' if !in_string => depth = depth.saturating_sub(1),
@@ -99,7 +102,10 @@ impl<'de> Deserialize<'de> for TimeMs {
                 Ok(i64::try_from(ms).unwrap_or(i64::MAX))
             }
 
-            #[expect(clippy::cast_possible_truncation, reason = "cut off on purpose; saturates, and is checked below")]
+            #[expect(
+                clippy::cast_possible_truncation,
+                reason = "cut off on purpose; saturates, and is checked below"
+            )]
             fn visit_f64<E: Error>(self, ms: f64) -> Result<i64, E> {
                 Ok(if ms > -1.0 { ms as i64 } else { -1 })
             }
@@ -108,7 +114,9 @@ impl<'de> Deserialize<'de> for TimeMs {
         if (0..=TIME_MS_MAX).contains(&ms) {
             Ok(Self(ms))
         } else {
-            Err(D::Error::custom(format_args!("{BAD_TIMESTAMP} {ms} ms is not between the years 1970 and 9999")))
+            Err(D::Error::custom(format_args!(
+                "{BAD_TIMESTAMP} {ms} ms is not between the years 1970 and 9999"
+            )))
         }
     }
 }
@@ -142,7 +150,9 @@ impl<'de> Deserialize<'de> for Number {
             }
 
             fn visit_str<E: Error>(self, text: &str) -> Result<f64, E> {
-                text.trim().parse().map_err(|_| E::custom(format_args!("{NOT_FINITE} `{text}` is no number")))
+                text.trim()
+                    .parse()
+                    .map_err(|_| E::custom(format_args!("{NOT_FINITE} `{text}` is no number")))
             }
         }
         let number = deserializer.deserialize_any(NumberVisitor)?;

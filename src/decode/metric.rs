@@ -7,7 +7,9 @@ use serde::de::{Deserializer, Error, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use storage::{Dimension, IdScheme, MetricId, Series};
 
-use super::json::{Number, Text, TimeMs, check_not_empty, compact, duplicate, parse, scalar_text, text};
+use super::json::{
+    Number, Text, TimeMs, check_not_empty, compact, duplicate, parse, scalar_text, text,
+};
 use super::{DecodeError, Notes};
 
 /// Longest `value_meta`, in characters of compact JSON; upstream keeps the value and drops what is longer.
@@ -39,17 +41,18 @@ impl MetricView<'_> {
     /// Id of the series it belongs to.
     #[must_use]
     pub fn id(&self, scheme: IdScheme) -> MetricId {
-        let dimensions = self.dimensions.iter().map(|(name, value)| (name.as_ref(), value.as_ref()));
+        let dimensions =
+            self.dimensions.iter().map(|(name, value)| (name.as_ref(), value.as_ref()));
         storage::metric_id::metric_id(scheme, &self.region, &self.tenant_id, &self.name, dimensions)
     }
 
     /// The series it belongs to, owned.
     #[must_use]
     pub fn to_series(&self, id: MetricId) -> Series {
-        let dimensions = self
-            .dimensions
-            .iter()
-            .map(|(name, value)| Dimension { name: name.as_ref().to_owned(), value: value.as_ref().to_owned() });
+        let dimensions = self.dimensions.iter().map(|(name, value)| Dimension {
+            name: name.as_ref().to_owned(),
+            value: value.as_ref().to_owned(),
+        });
         Series {
             id,
             region: self.region.as_ref().to_owned(),
@@ -62,7 +65,10 @@ impl MetricView<'_> {
 
 /// Calls `each` once per metric of the message, with its index: 0 for a bare envelope. A bad element of an array
 /// never hides its neighbours; a message that cannot be read at all is one error with index 0.
-pub fn metrics<'a>(payload: &'a [u8], mut each: impl FnMut(usize, Result<MetricView<'a>, DecodeError>)) {
+pub fn metrics<'a>(
+    payload: &'a [u8],
+    mut each: impl FnMut(usize, Result<MetricView<'a>, DecodeError>),
+) {
     let text = match text(payload) {
         Ok(text) => text,
         Err(error) => return each(0, Err(error)),
@@ -73,7 +79,10 @@ pub fn metrics<'a>(payload: &'a [u8], mut each: impl FnMut(usize, Result<MetricV
     match parse::<Vec<&RawValue>>(text) {
         Err(error) => each(0, Err(error)),
         Ok(elements) if elements.is_empty() => {
-            each(0, Err(DecodeError::new("EMPTY_ARRAY", "the message is an array without any metric")));
+            each(
+                0,
+                Err(DecodeError::new("EMPTY_ARRAY", "the message is an array without any metric")),
+            );
         }
         Ok(elements) => {
             for (index, element) in elements.into_iter().enumerate() {
@@ -128,18 +137,23 @@ impl<'de: 'a, 'a> Deserialize<'de> for Dimensions<'a> {
                 while let Some(Text(name)) = map.next_key::<Text<'de>>()? {
                     let raw: &'de RawValue = map.next_value()?;
                     let Some(value) = scalar_text(raw) else {
-                        return Err(A::Error::custom(format_args!("dimension `{name}` is not a string")));
+                        return Err(A::Error::custom(format_args!(
+                            "dimension `{name}` is not a string"
+                        )));
                     };
-                    let name = if name.contains('\t') { Cow::Owned(name.replace('\t', " ")) } else { name };
+                    let name = if name.contains('\t') {
+                        Cow::Owned(name.replace('\t', " "))
+                    } else {
+                        name
+                    };
                     pairs.push((name, value));
                 }
                 pairs.sort_unstable();
                 for pair in pairs.windows(2) {
-                    if let [(one, _), (other, _)] = pair {
-                        if one == other {
+                    if let [(one, _), (other, _)] = pair
+                        && one == other {
                             return Err(duplicate("dimension", one));
                         }
-                    }
                 }
                 Ok(pairs)
             }
@@ -174,7 +188,10 @@ fn envelope(text: &str) -> Result<MetricView<'_>, DecodeError> {
     })
 }
 
-fn value_meta<'a>(raw: Option<&'a RawValue>, notes: &mut Notes) -> Result<Cow<'a, str>, DecodeError> {
+fn value_meta<'a>(
+    raw: Option<&'a RawValue>,
+    notes: &mut Notes,
+) -> Result<Cow<'a, str>, DecodeError> {
     let Some(raw) = raw else { return Ok(Cow::Borrowed("")) };
     match raw.get().as_bytes().first() {
         Some(b'n') => return Ok(Cow::Borrowed("")),

@@ -1,1 +1,172 @@
-//! Tests of the delivery machine.
+//! What the machine does, event by event.
+
+use super::*;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn record(index: u32) -> RecordRef {
+    RecordRef { index, element: 0 }
+}
+
+fn plan(id: u64, records: &[u32]) -> UnitPlan {
+    UnitPlan {
+        id: UnitId(id),
+        records: records.iter().copied().map(record).collect(),
+        rows: records.len(),
+        is_definition: false,
+        after: None,
+    }
+}
+
+fn error(verdict: Verdict) -> StoreError {
+    StoreError::new(verdict, "DB_TEST", "test")
+}
+
+/// A machine with one gather of `units` over `records` records, and its first effects.
+fn with(config: DeliverConfig, records: usize, units: Vec<UnitPlan>) -> (Deliver, Vec<Effect>) {
+    let mut machine = Deliver::new(config);
+    let mut effects = Vec::new();
+    let event = Event::Gathered {
+        gather: GatherId(1),
+        start: Position::new(100),
+        outstanding: vec![1; records],
+        units,
+    };
+    machine.on(event, SECOND, &mut effects);
+    (machine, effects)
+}
+
+fn done(machine: &mut Deliver, unit: u64, outcome: Result<(), StoreError>, now: Duration) -> Vec<Effect> {
+    let mut effects = Vec::new();
+    machine.on(Event::Done { unit: UnitId(unit), outcome }, now, &mut effects);
+    effects
+}
+
+fn ack(from: u64, to: u64) -> Effect {
+    Effect::Ack(Position::new(from)..Position::new(to))
+}
+
+#[test]
+fn a_finished_gather_is_acknowledged_as_one_range() {
+    let (mut machine, effects) = with(DeliverConfig::default(), 3, vec![plan(1, &[0, 2]), plan(2, &[1])]);
+    assert_eq!(effects, [Effect::Write(UnitId(1)), Effect::Write(UnitId(2))]);
+    assert!(!done(&mut machine, 2, Ok(()), SECOND).contains(&ack(100, 103)));
+    assert!(done(&mut machine, 1, Ok(()), SECOND).contains(&ack(100, 103)));
+    assert!(machine.is_idle());
+}
+
+#[test]
+fn one_slow_unit_does_not_hold_back_the_others_for_more_than_a_second() {
+    let (mut machine, _) = with(DeliverConfig::default(), 3, vec![plan(1, &[1]), plan(2, &[0, 2])]);
+    assert!(!done(&mut machine, 2, Ok(()), SECOND + SECOND / 2).iter().any(|e| matches!(e, Effect::Ack(_))));
+    let mut effects = Vec::new();
+    machine.on(Event::Tick, 3 * SECOND, &mut effects);
+    assert_eq!(effects, [ack(100, 101), ack(102, 103)]);
+    assert!(done(&mut machine, 1, Ok(()), 3 * SECOND).contains(&ack(101, 102)));
+}
+
+#[test]
+fn measurements_wait_for_their_definition() {
+    let definition = UnitPlan { is_definition: true, ..plan(1, &[]) };
+    let follower = UnitPlan { after: Some(UnitId(1)), ..plan(2, &[0]) };
+    let (mut machine, effects) = with(DeliverConfig::default(), 1, vec![definition, follower]);
+    assert_eq!(effects, [Effect::Write(UnitId(1))]);
+    let effects = done(&mut machine, 1, Ok(()), SECOND);
+    assert!(effects.contains(&Effect::Write(UnitId(2))));
+    assert!(done(&mut machine, 2, Ok(()), SECOND).contains(&ack(100, 101)));
+}
+
+#[test]
+fn a_definition_that_can_never_be_stored_makes_dead_letters_of_its_measurements() {
+    let definition = UnitPlan { is_definition: true, rows: 1, ..plan(1, &[]) };
+    let follower = UnitPlan { after: Some(UnitId(1)), ..plan(2, &[0]) };
+    let (mut machine, _) = with(DeliverConfig::default(), 1, vec![definition, follower]);
+    let effects = done(&mut machine, 1, Err(error(Verdict::Reject)), SECOND);
+    assert!(effects.iter().any(|e| matches!(e, Effect::DeadLetter { unit: UnitId(2), .. })), "{effects:?}");
+    let mut effects = Vec::new();
+    machine.on(Event::DeadLettered { gather: GatherId(1), records: vec![record(0)] }, SECOND, &mut effects);
+    assert_eq!(effects, [ack(100, 101)]);
+}
+
+#[test]
+fn a_row_that_is_refused_among_others_is_found_by_halving() {
+    let (mut machine, _) = with(DeliverConfig::default(), 2, vec![plan(1, &[0, 1])]);
+    assert_eq!(done(&mut machine, 1, Err(error(Verdict::Reject)), SECOND), [Effect::Split(UnitId(1))]);
+    let mut effects = Vec::new();
+    let halves = [plan(2, &[0]), plan(3, &[1])];
+    machine.on(Event::Halves { unit: UnitId(1), halves }, SECOND, &mut effects);
+    assert!(effects.contains(&Effect::Write(UnitId(2))) && effects.contains(&Effect::Write(UnitId(3))));
+    let effects = done(&mut machine, 3, Err(error(Verdict::Reject)), SECOND);
+    assert!(effects.iter().any(|e| matches!(e, Effect::DeadLetter { unit: UnitId(3), .. })));
+    assert_eq!(machine.counts().rows_rejected, 1);
+}
+
+#[test]
+fn an_unknown_outcome_is_sent_again_for_ever_and_never_acknowledged() {
+    let config = DeliverConfig { breaker: BreakerConfig { failures_max: u32::MAX, ..BreakerConfig::default() }, ..DeliverConfig::default() };
+    let (mut machine, _) = with(config, 1, vec![plan(1, &[0])]);
+    let mut now = SECOND;
+    for _ in 0..200 {
+        let effects = done(&mut machine, 1, Err(error(Verdict::Retry)), now);
+        assert!(!effects.iter().any(|e| matches!(e, Effect::Ack(_) | Effect::DeadLetter { .. })));
+        let due = machine.next_deadline().unwrap();
+        assert!(due.saturating_sub(now) <= config.backoff_max);
+        now = due;
+        let mut effects = Vec::new();
+        machine.on(Event::Tick, now, &mut effects);
+        assert_eq!(effects, [Effect::Write(UnitId(1))]);
+    }
+}
+
+#[test]
+fn an_outage_costs_one_request_per_probe() {
+    let units: Vec<UnitPlan> = (0..50).map(|number| plan(u64::from(number), &[number])).collect();
+    let (mut machine, effects) = with(DeliverConfig::default(), 50, units);
+    let mut sent = effects.len();
+    let mut now = SECOND;
+    for effect in effects {
+        if let Effect::Write(unit) = effect {
+            sent += done(&mut machine, unit.0, Err(error(Verdict::Retry)), now)
+                .iter()
+                .filter(|e| matches!(e, Effect::Write(_)))
+                .count();
+        }
+    }
+    assert_eq!(machine.breaker(), BreakerState::Open);
+    // A minute of outage: every probe fails.
+    let begun = now;
+    let mut probes = 0;
+    while now < begun + 60 * SECOND {
+        now += Duration::from_millis(50);
+        let mut effects = Vec::new();
+        machine.on(Event::Tick, now, &mut effects);
+        for effect in effects {
+            if let Effect::Write(unit) = effect {
+                probes += 1;
+                done(&mut machine, unit.0, Err(error(Verdict::Retry)), now);
+            }
+        }
+    }
+    assert!((3..=20).contains(&probes), "{probes} probes in a minute, {sent} requests before");
+}
+
+#[test]
+fn rows_of_a_store_that_flushes_are_acknowledged_after_the_flush_that_followed_them() {
+    let config = DeliverConfig { needs_flush: true, ..DeliverConfig::default() };
+    let (mut machine, _) = with(config, 2, vec![plan(1, &[0]), plan(2, &[1])]);
+    assert!(done(&mut machine, 1, Ok(()), SECOND).contains(&Effect::Flush));
+    // Written while the flush is on its way: that flush proves nothing about it.
+    assert!(!done(&mut machine, 2, Ok(()), SECOND).iter().any(|e| matches!(e, Effect::Ack(_))));
+    let mut effects = Vec::new();
+    machine.on(Event::Flushed { ok: true }, SECOND, &mut effects);
+    assert!(!effects.contains(&ack(100, 102)), "{effects:?}");
+    let mut effects = Vec::new();
+    machine.on(Event::Tick, 2 * SECOND, &mut effects);
+    assert!(effects.contains(&Effect::Flush));
+    machine.on(Event::Flushed { ok: false }, 2 * SECOND, &mut effects);
+    machine.on(Event::Tick, 3 * SECOND, &mut effects);
+    let mut effects = Vec::new();
+    machine.on(Event::Flushed { ok: true }, 3 * SECOND, &mut effects);
+    assert!(effects.iter().any(|e| matches!(e, Effect::Ack(range) if range.end == Position::new(102))));
+    assert!(machine.is_idle());
+}

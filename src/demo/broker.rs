@@ -77,11 +77,10 @@ impl DemoBroker {
     /// Ends the feeding; the broker stays.
     pub fn stop_feeding(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        if let Some(feeder) = self.feeder.take() {
-            if feeder.join().is_err() {
+        if let Some(feeder) = self.feeder.take()
+            && feeder.join().is_err() {
                 tracing::error!(code = "PANIC", "the demo's feeder panicked");
             }
-        }
     }
 }
 
@@ -91,11 +90,10 @@ fn feed(producer: &BaseProducer, topics: &Topics, stop: &AtomicBool, sent: &Atom
     while !stop.load(Ordering::Relaxed) {
         let now_ms = wall_ms();
         host.sample(now_ms, &mut |message| send(producer, &topics.metrics, &message, sent));
-        if let Some(utilization) = host.cpu_utilization_perc() {
-            if let Some(message) = alarm.observe(utilization, now_ms) {
+        if let Some(utilization) = host.cpu_utilization_perc()
+            && let Some(message) = alarm.observe(utilization, now_ms) {
                 send(producer, &topics.alarms, &message, sent);
             }
-        }
         producer.poll(Duration::ZERO);
         std::thread::sleep(SAMPLE_INTERVAL);
     }

@@ -73,7 +73,8 @@ impl HostMetrics {
         self.disks.refresh(true);
         self.networks.refresh(true);
         let mut emit = |name: &str, more: &[(&str, &str)], value: f64| {
-            let mut dimensions = BTreeMap::from([("hostname", self.hostname.as_str()), ("service", "monitoring")]);
+            let mut dimensions =
+                BTreeMap::from([("hostname", self.hostname.as_str()), ("service", "monitoring")]);
             dimensions.extend(more.iter().copied());
             let metric = Metric { name, dimensions, timestamp: now_ms, value };
             let envelope = Envelope { metric, meta: META, creation_time: now_ms / 1000 };
@@ -87,7 +88,11 @@ impl HostMetrics {
             emit("cpu.utilization_perc", &[], busy);
             emit("cpu.idle_perc", &[], 100.0 - busy);
             for (index, cpu) in self.system.cpus().iter().enumerate() {
-                emit("cpu.core_utilization_perc", &[("core", &index.to_string())], f64::from(cpu.cpu_usage()));
+                emit(
+                    "cpu.core_utilization_perc",
+                    &[("core", &index.to_string())],
+                    f64::from(cpu.cpu_usage()),
+                );
             }
         }
         let load = System::load_average();
@@ -110,7 +115,8 @@ impl HostMetrics {
             emit("disk.space_used_perc", &of, percent(used, disk.total_space()));
         }
         if let Some(last_ms) = self.last_ms {
-            let seconds = float(u64::try_from(now_ms.saturating_sub(last_ms)).unwrap_or(1).max(1)) / 1000.0;
+            let seconds =
+                float(u64::try_from(now_ms.saturating_sub(last_ms)).unwrap_or(1).max(1)) / 1000.0;
             for (device, network) in &self.networks {
                 let of = [("device", device.as_str())];
                 emit("net.in_bytes_sec", &of, float(network.received()) / seconds);
@@ -242,11 +248,16 @@ mod tests {
             .into_iter()
             .map(|utilization| {
                 let message = alarm.observe(utilization, 1)?;
-                let row = crate::decode::alarm(&message).unwrap().into_transition(storage::Stamp { write_time_us: 1, ttl_s: 1 });
+                let row = crate::decode::alarm(&message)
+                    .unwrap()
+                    .into_transition(storage::Stamp { write_time_us: 1, ttl_s: 1 });
                 Some(format!("{}->{}", row.old_state, row.new_state))
             })
             .collect();
         let states: Vec<Option<&str>> = states.iter().map(Option::as_deref).collect();
-        assert_eq!(states, [Some("UNDETERMINED->OK"), None, Some("OK->ALARM"), None, Some("ALARM->OK")]);
+        assert_eq!(
+            states,
+            [Some("UNDETERMINED->OK"), None, Some("OK->ALARM"), None, Some("ALARM->OK")]
+        );
     }
 }

@@ -15,7 +15,11 @@ pub(super) fn render(inspect: &Inspect) -> Value {
         let (handler, thread, added) = if name == Kind::Metrics.name() {
             ("MetricHandler", "metric", "metrics-added-to-batch-counter")
         } else {
-            ("AlarmStateTransitionHandler", "alarm-state-transition", "alarm-state-transitions-added-to-batch-counter")
+            (
+                "AlarmStateTransitionHandler",
+                "alarm-state-transition",
+                "alarm-state-transitions-added-to-batch-counter",
+            )
         };
         for (index, writer) in pipeline.writers.iter().enumerate() {
             let prefix = format!("monasca.persister.pipeline.event.{handler}[{thread}-{index}]");
@@ -40,7 +44,10 @@ pub(super) fn render(inspect: &Inspect) -> Value {
         }
     }
     for (name, backlog) in inspect.backlog().pipelines {
-        gauges.insert(format!("monasca.persister.{name}.backlog-records"), json!({"value": backlog.records}));
+        gauges.insert(
+            format!("monasca.persister.{name}.backlog-records"),
+            json!({"value": backlog.records}),
+        );
     }
     json!({
         "version": "4.0.0",

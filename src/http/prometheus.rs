@@ -22,7 +22,10 @@ const PREFIX: &str = "monasca_persister";
 /// The text cannot be written; that is a fault of this program.
 pub fn render(inspect: &Inspect) -> Result<String, Error> {
     let mut registry = Registry::with_prefix(PREFIX);
-    registry.register_collector(Box::new(Snapshot { status: inspect.status(), backlog: inspect.backlog() }));
+    registry.register_collector(Box::new(Snapshot {
+        status: inspect.status(),
+        backlog: inspect.backlog(),
+    }));
     let mut text = String::new();
     encode(&mut text, &registry)?;
     Ok(text)
@@ -101,19 +104,38 @@ impl Collector for Snapshot {
 
 impl Snapshot {
     /// One value per pipeline, taken from its status.
-    fn of_status<V>(&self, value: impl Fn(&crate::inspect::PipelineStatus) -> V) -> Samples<OfPipeline, V> {
-        self.status.pipelines.iter().map(|(pipeline, status)| (OfPipeline { pipeline }, value(status))).collect()
+    fn of_status<V>(
+        &self,
+        value: impl Fn(&crate::inspect::PipelineStatus) -> V,
+    ) -> Samples<OfPipeline, V> {
+        self.status
+            .pipelines
+            .iter()
+            .map(|(pipeline, status)| (OfPipeline { pipeline }, value(status)))
+            .collect()
     }
 
     /// One value per pipeline, taken from its backlog.
-    fn of_backlog<V>(&self, value: impl Fn(&crate::inspect::PipelineBacklog) -> V) -> Samples<OfPipeline, V> {
-        self.backlog.pipelines.iter().map(|(pipeline, backlog)| (OfPipeline { pipeline }, value(backlog))).collect()
+    fn of_backlog<V>(
+        &self,
+        value: impl Fn(&crate::inspect::PipelineBacklog) -> V,
+    ) -> Samples<OfPipeline, V> {
+        self.backlog
+            .pipelines
+            .iter()
+            .map(|(pipeline, backlog)| (OfPipeline { pipeline }, value(backlog)))
+            .collect()
     }
 
     fn encode_process(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), Error> {
         let up = if self.status.state == "failing" { 0.0 } else { 1.0 };
         gauge(encoder, "up", "1 unless the process is failing", vec![(NO_LABELS, up)])?;
-        gauge(encoder, "uptime_seconds", "Time since the start", vec![(NO_LABELS, double(self.status.uptime_s))])?;
+        gauge(
+            encoder,
+            "uptime_seconds",
+            "Time since the start",
+            vec![(NO_LABELS, double(self.status.uptime_s))],
+        )?;
         gauge(
             encoder,
             "dead_letters",
@@ -123,7 +145,12 @@ impl Snapshot {
     }
 
     fn encode_ingest(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), Error> {
-        counter(encoder, "messages", "Messages taken from Kafka", self.of_status(|status| status.intake.messages))?;
+        counter(
+            encoder,
+            "messages",
+            "Messages taken from Kafka",
+            self.of_status(|status| status.intake.messages),
+        )?;
         counter(
             encoder,
             "message_bytes",
@@ -184,7 +211,11 @@ impl Snapshot {
         for (name, help, value) in [
             ("log_appended_position", "Position after the last record appended", 0_usize),
             ("log_durable_position", "Everything before it is durable", 1),
-            ("log_delivered_position", "Everything before it is in the store or the dead letters", 2),
+            (
+                "log_delivered_position",
+                "Everything before it is in the store or the dead letters",
+                2,
+            ),
             ("log_reclaimed_position", "Everything before it has left the disk", 3),
         ] {
             let samples = self.of_backlog(|backlog| {
@@ -203,9 +234,15 @@ impl Snapshot {
     fn encode_partitions(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), Error> {
         type Value = fn(&crate::inspect::PartitionBacklog) -> Option<i64>;
         let values: [(&str, &str, Value); 4] = [
-            ("partition_consumed_offset", "Next offset to take from Kafka", |partition| partition.consumed),
-            ("partition_durable_offset", "Everything before it is durable here", |partition| partition.durable),
-            ("partition_committed_offset", "What Kafka confirmed for the group", |partition| partition.committed),
+            ("partition_consumed_offset", "Next offset to take from Kafka", |partition| {
+                partition.consumed
+            }),
+            ("partition_durable_offset", "Everything before it is durable here", |partition| {
+                partition.durable
+            }),
+            ("partition_committed_offset", "What Kafka confirmed for the group", |partition| {
+                partition.committed
+            }),
             ("partition_lag", "Messages in Kafka that are not consumed", |partition| partition.lag),
         ];
         for (name, help, value) in values {
@@ -213,7 +250,10 @@ impl Snapshot {
             for (pipeline, backlog) in &self.backlog.pipelines {
                 for (partition, progress) in &backlog.partitions {
                     if let Some(next) = value(progress) {
-                        samples.push((OfPartition { pipeline, partition: i64::from(*partition) }, offset(next)));
+                        samples.push((
+                            OfPartition { pipeline, partition: i64::from(*partition) },
+                            offset(next),
+                        ));
                     }
                 }
             }
@@ -225,19 +265,31 @@ impl Snapshot {
     fn encode_delivery(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), Error> {
         type Value = fn(&crate::inspect::PipelineStatus) -> u64;
         let values: [(&str, &str, Value); 9] = [
-            ("rows_written", "Rows that the store has confirmed", |status| status.delivered.rows_written),
-            ("store_requests", "Requests that the store answered with success", |status| status.delivered.requests_ok),
+            ("rows_written", "Rows that the store has confirmed", |status| {
+                status.delivered.rows_written
+            }),
+            ("store_requests", "Requests that the store answered with success", |status| {
+                status.delivered.requests_ok
+            }),
             ("store_retries", "Requests that are sent again", |status| status.delivered.retries),
             ("store_splits", "Requests that were cut in halves", |status| status.delivered.splits),
-            ("rows_rejected", "Rows that the store will never take", |status| status.delivered.rows_rejected),
-            ("rows_superseded", "Rows that a later one with the same key replaced before writing", |status| {
-                status.gathered.superseded
+            ("rows_rejected", "Rows that the store will never take", |status| {
+                status.delivered.rows_rejected
             }),
-            ("rows_expired", "Rows older than the retention, not written", |status| status.gathered.expired),
+            (
+                "rows_superseded",
+                "Rows that a later one with the same key replaced before writing",
+                |status| status.gathered.superseded,
+            ),
+            ("rows_expired", "Rows older than the retention, not written", |status| {
+                status.gathered.expired
+            }),
             ("timestamps_replaced", "Messages whose Kafka timestamp could not be used", |status| {
                 status.gathered.time_replaced
             }),
-            ("values_shortened", "Rows stored without a part that was too long", |status| status.gathered.shortened),
+            ("values_shortened", "Rows stored without a part that was too long", |status| {
+                status.gathered.shortened
+            }),
         ];
         for (name, help, value) in values {
             counter(encoder, name, help, self.of_status(value))?;
@@ -249,9 +301,17 @@ impl Snapshot {
             self.of_status(|status| status.gathered.meta_missing),
         )?;
         let dead = self.status.pipelines.iter().flat_map(|(pipeline, status)| {
-            status.dead_lettered.iter().map(|(code, count)| (OfCode { pipeline, code: code.clone() }, *count))
+            status
+                .dead_lettered
+                .iter()
+                .map(|(code, count)| (OfCode { pipeline, code: code.clone() }, *count))
         });
-        counter(encoder, "dead_lettered", "Messages put into the dead letters, by reason", dead.collect())?;
+        counter(
+            encoder,
+            "dead_lettered",
+            "Messages put into the dead letters, by reason",
+            dead.collect(),
+        )?;
         gauge(
             encoder,
             "store_in_flight",

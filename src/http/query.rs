@@ -6,7 +6,9 @@ use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
-use storage::{Dimension, MeasurementQuery, MetricId, Read, SeriesFilter, StoreError, TransitionQuery};
+use storage::{
+    Dimension, MeasurementQuery, MetricId, Read, SeriesFilter, StoreError, TransitionQuery,
+};
 
 use super::routes::{Problem, json_response};
 use crate::inspect::Inspect;
@@ -49,7 +51,12 @@ pub(super) async fn series(
     Query(parameters): Query<SeriesParameters>,
 ) -> Response {
     let mut dimensions = Vec::new();
-    for pair in parameters.dimensions.iter().flat_map(|list| list.split(',')).filter(|pair| !pair.is_empty()) {
+    for pair in parameters
+        .dimensions
+        .iter()
+        .flat_map(|list| list.split(','))
+        .filter(|pair| !pair.is_empty())
+    {
         let Some((name, value)) = pair.split_once(':') else {
             return bad_request(format!("`{pair}` in dimensions is not name:value"));
         };

@@ -50,8 +50,14 @@ impl Bound {
 ///
 /// # Errors
 /// The listener failed.
-pub async fn serve(bound: Bound, inspect: Arc<Inspect>, stop: CancellationToken) -> std::io::Result<()> {
-    axum::serve(bound.listener, router(inspect)).with_graceful_shutdown(stop.cancelled_owned()).await
+pub async fn serve(
+    bound: Bound,
+    inspect: Arc<Inspect>,
+    stop: CancellationToken,
+) -> std::io::Result<()> {
+    axum::serve(bound.listener, router(inspect))
+        .with_graceful_shutdown(stop.cancelled_owned())
+        .await
 }
 
 fn router(inspect: Arc<Inspect>) -> Router {
@@ -84,8 +90,10 @@ pub(super) struct Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let body = json!({"title": self.title, "status": self.status.as_u16(), "detail": self.detail});
-        (self.status, [(header::CONTENT_TYPE, "application/problem+json")], body.to_string()).into_response()
+        let body =
+            json!({"title": self.title, "status": self.status.as_u16(), "detail": self.detail});
+        (self.status, [(header::CONTENT_TYPE, "application/problem+json")], body.to_string())
+            .into_response()
     }
 }
 
@@ -104,7 +112,8 @@ impl Form {
 
 /// JSON, indented when asked for.
 pub(super) fn json_response<T: Serialize>(status: StatusCode, value: &T, pretty: bool) -> Response {
-    let text = if pretty { serde_json::to_string_pretty(value) } else { serde_json::to_string(value) };
+    let text =
+        if pretty { serde_json::to_string_pretty(value) } else { serde_json::to_string(value) };
     match text {
         Ok(text) => (status, [(header::CONTENT_TYPE, "application/json")], text).into_response(),
         Err(error) => Problem {
@@ -149,7 +158,8 @@ async fn livez(State(inspect): State<Arc<Inspect>>) -> Response {
     match inspect.stalled() {
         None => "alive\n".into_response(),
         Some(detail) => {
-            Problem { status: StatusCode::SERVICE_UNAVAILABLE, title: "stalled", detail }.into_response()
+            Problem { status: StatusCode::SERVICE_UNAVAILABLE, title: "stalled", detail }
+                .into_response()
         }
     }
 }
@@ -158,14 +168,20 @@ async fn readyz(State(inspect): State<Arc<Inspect>>) -> Response {
     match inspect.not_ready() {
         None => "ready\n".into_response(),
         Some(detail) => {
-            Problem { status: StatusCode::SERVICE_UNAVAILABLE, title: "not ready", detail }.into_response()
+            Problem { status: StatusCode::SERVICE_UNAVAILABLE, title: "not ready", detail }
+                .into_response()
         }
     }
 }
 
 /// Prometheus text, unless the client asks for what the old persister's admin port answered.
-async fn metrics(State(inspect): State<Arc<Inspect>>, Query(form): Query<Form>, headers: HeaderMap) -> Response {
-    let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+async fn metrics(
+    State(inspect): State<Arc<Inspect>>,
+    Query(form): Query<Form>,
+    headers: HeaderMap,
+) -> Response {
+    let accept =
+        headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let wants_json = match form.format.as_deref() {
         Some(format) => format == "json",
         None => form.pretty.is_some() || accept.starts_with("application/json"),
@@ -220,7 +236,9 @@ async fn dead_letters(State(inspect): State<Arc<Inspect>>, Query(page): Query<Pa
         let next = inspect.dead_letters().read(from, limit, |position, letter| {
             entries.push(DeadLetterEntry { position: position.get(), letter });
         })?;
-        Ok::<_, crate::dead_letters::DeadLetterError>(json!({"dead_letters": entries, "next": next.get()}))
+        Ok::<_, crate::dead_letters::DeadLetterError>(
+            json!({"dead_letters": entries, "next": next.get()}),
+        )
     });
     match read.await {
         Ok(Ok(answer)) => json_response(StatusCode::OK, &answer, pretty),

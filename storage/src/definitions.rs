@@ -108,10 +108,18 @@ mod tests {
     fn a_definition_is_needed_until_it_is_written_and_again_after_the_refresh() {
         let mut memory = DefinitionMemory::new(10, Duration::from_millis(1024));
         assert_eq!(memory.need(&id(1), 5), Need::Write { created_at_ms: 5 });
-        assert_eq!(memory.need(&id(1), 6), Need::Write { created_at_ms: 6 }, "not remembered before success");
+        assert_eq!(
+            memory.need(&id(1), 6),
+            Need::Write { created_at_ms: 6 },
+            "not remembered before success"
+        );
         memory.written(&id(1), 6, 7);
         assert_eq!(memory.need(&id(1), 8), Need::No);
-        assert_eq!(memory.need(&id(1), 7 + 1024), Need::Write { created_at_ms: 6 }, "creation time is kept");
+        assert_eq!(
+            memory.need(&id(1), 7 + 1024),
+            Need::Write { created_at_ms: 6 },
+            "creation time is kept"
+        );
     }
 
     #[test]

@@ -22,7 +22,8 @@ use futures_util::future::BoxFuture;
 pub use error::{StoreError, Verdict};
 pub use metric_id::{IdScheme, MetricId};
 pub use read::{
-    MeasurementQuery, Read, SeriesFilter, StoredMeasurement, StoredSeries, StoredTransition, TransitionQuery,
+    MeasurementQuery, Read, SeriesFilter, StoredMeasurement, StoredSeries, StoredTransition,
+    TransitionQuery,
 };
 pub use rows::{AlarmTransition, Definition, Dimension, Measurement, Series, Stamp, Write};
 

@@ -83,7 +83,7 @@ impl MetricId {
     #[must_use]
     pub fn from_hex(text: &str) -> Option<Self> {
         let digits = text.as_bytes();
-        if digits.len() % 2 != 0 || digits.len() > 2 * BYTES_MAX {
+        if !digits.len().is_multiple_of(2) || digits.len() > 2 * BYTES_MAX {
             return None;
         }
         let mut bytes = Vec::with_capacity(BYTES_MAX);
@@ -139,8 +139,12 @@ pub fn metric_id<'a>(
     dimensions: impl Iterator<Item = (&'a str, &'a str)>,
 ) -> MetricId {
     match scheme {
-        IdScheme::Sha256 => digest(Sha256::new(), |hash| with_nul(hash, region, tenant_id, name, dimensions)),
-        IdScheme::Sha1Nul => digest(Sha1::new(), |hash| with_nul(hash, region, tenant_id, name, dimensions)),
+        IdScheme::Sha256 => {
+            digest(Sha256::new(), |hash| with_nul(hash, region, tenant_id, name, dimensions))
+        }
+        IdScheme::Sha1Nul => {
+            digest(Sha1::new(), |hash| with_nul(hash, region, tenant_id, name, dimensions))
+        }
         IdScheme::Sha1Concat => digest(Sha1::new(), |hash| {
             for part in [region, tenant_id, name] {
                 hash.update(part);
@@ -190,7 +194,8 @@ mod tests {
     use super::*;
 
     fn hex(scheme: IdScheme, dimensions: &[(&str, &str)]) -> String {
-        metric_id(scheme, "RegionOne", "tenant", "cpu.idle_perc", dimensions.iter().copied()).to_string()
+        metric_id(scheme, "RegionOne", "tenant", "cpu.idle_perc", dimensions.iter().copied())
+            .to_string()
     }
 
     // Expected values computed with Python's hashlib from the rules above.
@@ -200,8 +205,14 @@ mod tests {
             hex(IdScheme::Sha256, &[("hostname", "node-1"), ("service", "ünï")]),
             "2d9f54c6890d95de0c3f0aa5f1661990984e90b3bd90fdc3dfb5dce4de3da3ad"
         );
-        assert_eq!(hex(IdScheme::Sha1Nul, &[("hostname", "node-1"), ("service", "ünï")]), "7717f02fc5336f5df2e5e8497a3860b1968942b0");
-        assert_eq!(hex(IdScheme::Sha1Concat, &[("hostname", "node-1"), ("service", "ünï")]), "d2351471e2f58901daa6272cbedb9e080704cb0f");
+        assert_eq!(
+            hex(IdScheme::Sha1Nul, &[("hostname", "node-1"), ("service", "ünï")]),
+            "7717f02fc5336f5df2e5e8497a3860b1968942b0"
+        );
+        assert_eq!(
+            hex(IdScheme::Sha1Concat, &[("hostname", "node-1"), ("service", "ünï")]),
+            "d2351471e2f58901daa6272cbedb9e080704cb0f"
+        );
     }
 
     #[test]

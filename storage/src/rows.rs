@@ -8,7 +8,9 @@ use std::sync::Arc;
 use crate::metric_id::{IdScheme, MetricId, metric_id};
 
 /// One dimension of a series: a name and a value, both free text.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
 pub struct Dimension {
     /// What is told apart, for example `hostname`.
     pub name: String,
@@ -43,7 +45,8 @@ impl Series {
     ) -> Self {
         let (region, tenant_id, name) = (region.into(), tenant_id.into(), name.into());
         dimensions.sort();
-        let pairs = dimensions.iter().map(|dimension| (dimension.name.as_str(), dimension.value.as_str()));
+        let pairs =
+            dimensions.iter().map(|dimension| (dimension.name.as_str(), dimension.value.as_str()));
         let id = metric_id(scheme, &region, &tenant_id, &name, pairs);
         Self { id, region, tenant_id, name, dimensions }
     }
@@ -51,7 +54,10 @@ impl Series {
     /// The dimensions as Cassandra's tables hold them: `name TAB value`, sorted by name.
     #[must_use]
     pub fn dimension_list(&self) -> Vec<String> {
-        self.dimensions.iter().map(|dimension| format!("{}\t{}", dimension.name, dimension.value)).collect()
+        self.dimensions
+            .iter()
+            .map(|dimension| format!("{}\t{}", dimension.name, dimension.value))
+            .collect()
     }
 
     /// The sorted names of the dimensions.

@@ -16,13 +16,14 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
+use crate::Store;
 use crate::error::{StoreError, Verdict};
 use crate::metric_id::MetricId;
 use crate::read::{
-    MeasurementQuery, Read, SeriesFilter, StoredMeasurement, StoredSeries, StoredTransition, TransitionQuery,
+    MeasurementQuery, Read, SeriesFilter, StoredMeasurement, StoredSeries, StoredTransition,
+    TransitionQuery,
 };
 use crate::rows::{AlarmTransition, Definition, Dimension, Measurement, Stamp, Write};
-use crate::Store;
 
 /// How the store is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,12 +112,18 @@ fn expires_at_ms(stamp: Stamp) -> i64 {
 }
 
 fn damaged(what: &str) -> StoreError {
-    StoreError::new(Verdict::Wait, "STORE_CORRUPT", format!("{what} cannot be read: set the store directory aside"))
+    StoreError::new(
+        Verdict::Wait,
+        "STORE_CORRUPT",
+        format!("{what} cannot be read: set the store directory aside"),
+    )
 }
 
 fn failed(error: &sled::Error) -> StoreError {
     match error {
-        sled::Error::Io(io) if matches!(io.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
+        sled::Error::Io(io)
+            if matches!(io.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) =>
+        {
             StoreError::new(Verdict::Retry, "STORE_DISK_FULL", error.to_string())
         }
         sled::Error::Corruption { .. } => damaged("the store"),
@@ -202,12 +209,15 @@ impl SledStore {
 
     fn check_room(&self) -> Result<(), StoreError> {
         // Asking for the size costs a look at the files.
-        if self.writes.fetch_add(1, Ordering::Relaxed) % 64 != 0 {
+        if !self.writes.fetch_add(1, Ordering::Relaxed).is_multiple_of(64) {
             return Ok(());
         }
         let bytes = self.db.size_on_disk().map_err(|error| failed(&error))?;
         if bytes >= self.config.max_bytes {
-            let detail = format!("{bytes} bytes on disk, {} allowed: raise the limit", self.config.max_bytes);
+            let detail = format!(
+                "{bytes} bytes on disk, {} allowed: raise the limit",
+                self.config.max_bytes
+            );
             return Err(StoreError::new(Verdict::Wait, "STORE_FULL", detail));
         }
         Ok(())
@@ -227,11 +237,15 @@ impl SledStore {
     fn write_measurements(&self, id: &MetricId, rows: &[Measurement]) -> Result<(), StoreError> {
         let mut batch = sled::Batch::default();
         // The same key twice in one request: the later insert of a batch wins, so it must be the later write.
-        let mut newest: std::collections::HashMap<i64, i64> = std::collections::HashMap::with_capacity(rows.len());
+        let mut newest: std::collections::HashMap<i64, i64> =
+            std::collections::HashMap::with_capacity(rows.len());
         for row in rows {
             let key = measurement_key(id, row.time_ms);
             let stored = self.measurements.get(&key).map_err(|error| failed(&error))?;
-            let stored_us = stored.as_deref().and_then(MeasurementValue::decode).map(|value| value.write_time_us);
+            let stored_us = stored
+                .as_deref()
+                .and_then(MeasurementValue::decode)
+                .map(|value| value.write_time_us);
             let known_us = newest.get(&row.time_ms).copied().or(stored_us);
             if known_us.is_some_and(|known| known >= row.stamp.write_time_us) {
                 continue;
@@ -252,8 +266,12 @@ impl SledStore {
         let series = &definition.series;
         let key = series_key(&series.name, &series.id);
         let stored = self.series.get(&key).map_err(|error| failed(&error))?;
-        let stored: Option<SeriesValue> = stored.as_deref().and_then(|bytes| serde_json::from_slice(bytes).ok());
-        if stored.as_ref().is_some_and(|stored| stored.write_time_us >= definition.stamp.write_time_us) {
+        let stored: Option<SeriesValue> =
+            stored.as_deref().and_then(|bytes| serde_json::from_slice(bytes).ok());
+        if stored
+            .as_ref()
+            .is_some_and(|stored| stored.write_time_us >= definition.stamp.write_time_us)
+        {
             return Ok(());
         }
         let value = SeriesValue {
@@ -277,7 +295,8 @@ impl SledStore {
         for row in rows {
             let key = alarm_key(row);
             let stored = self.alarms.get(&key).map_err(|error| failed(&error))?;
-            let stored: Option<AlarmValue> = stored.as_deref().and_then(|bytes| serde_json::from_slice(bytes).ok());
+            let stored: Option<AlarmValue> =
+                stored.as_deref().and_then(|bytes| serde_json::from_slice(bytes).ok());
             if stored.is_some_and(|stored| stored.write_time_us >= row.stamp.write_time_us) {
                 continue;
             }
@@ -299,9 +318,15 @@ impl SledStore {
         Ok(())
     }
 
-    fn insert_json<T: Serialize>(&self, tree: &sled::Tree, key: Vec<u8>, value: &T) -> Result<(), StoreError> {
-        let bytes = serde_json::to_vec(value)
-            .map_err(|error| StoreError::new(Verdict::Reject, "STORE_INVALID_ROW", error.to_string()))?;
+    fn insert_json<T: Serialize>(
+        &self,
+        tree: &sled::Tree,
+        key: Vec<u8>,
+        value: &T,
+    ) -> Result<(), StoreError> {
+        let bytes = serde_json::to_vec(value).map_err(|error| {
+            StoreError::new(Verdict::Reject, "STORE_INVALID_ROW", error.to_string())
+        })?;
         tree.insert(key, bytes).map_err(|error| failed(&error))?;
         Ok(())
     }
@@ -377,14 +402,16 @@ impl Read for SledStore {
                 break;
             }
             let (_, bytes) = entry.map_err(|error| failed(&error))?;
-            let value: SeriesValue = serde_json::from_slice(&bytes).map_err(|_| damaged("a series"))?;
+            let value: SeriesValue =
+                serde_json::from_slice(&bytes).map_err(|_| damaged("a series"))?;
             let wanted = value.expires_at_ms > now_ms
                 && filter.name.as_ref().is_none_or(|name| *name == value.name)
                 && filter.tenant_id.as_ref().is_none_or(|tenant_id| *tenant_id == value.tenant_id)
                 && filter.dimensions.iter().all(|dimension| value.dimensions.contains(dimension));
             if wanted {
                 found.push(StoredSeries {
-                    metric_id: MetricId::try_from(value.id.as_slice()).map_err(|_| damaged("a series"))?,
+                    metric_id: MetricId::try_from(value.id.as_slice())
+                        .map_err(|_| damaged("a series"))?,
                     region: value.region,
                     tenant_id: value.tenant_id,
                     name: value.name,
@@ -400,15 +427,17 @@ impl Read for SledStore {
 
     fn measurements(&self, query: &MeasurementQuery) -> Result<Vec<StoredMeasurement>, StoreError> {
         let now_ms = wall_ms();
-        let range =
-            measurement_key(&query.metric_id, query.from_ms)..=measurement_key(&query.metric_id, query.to_ms);
+        let range = measurement_key(&query.metric_id, query.from_ms)
+            ..=measurement_key(&query.metric_id, query.to_ms);
         if range.is_empty() {
             return Ok(Vec::new());
         }
         let entries = self.measurements.range(range);
         let row = |entry: sled::Result<(sled::IVec, sled::IVec)>| {
             let (key, bytes) = entry.map_err(|error| failed(&error))?;
-            let (Some(time_ms), Some(value)) = (measurement_time(&key), MeasurementValue::decode(&bytes)) else {
+            let (Some(time_ms), Some(value)) =
+                (measurement_time(&key), MeasurementValue::decode(&bytes))
+            else {
                 return Err(damaged("a measurement"));
             };
             Ok(StoredMeasurement {
@@ -437,7 +466,8 @@ impl Read for SledStore {
                 break;
             }
             let (_, bytes) = entry.map_err(|error| failed(&error))?;
-            let value: AlarmValue = serde_json::from_slice(&bytes).map_err(|_| damaged("an alarm transition"))?;
+            let value: AlarmValue =
+                serde_json::from_slice(&bytes).map_err(|_| damaged("an alarm transition"))?;
             let wanted = value.expires_at_ms > now_ms
                 && (query.from_ms..=query.to_ms).contains(&value.time_ms)
                 && query.tenant_id.as_ref().is_none_or(|tenant_id| *tenant_id == value.tenant_id)

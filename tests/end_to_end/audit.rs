@@ -61,7 +61,8 @@ pub fn audit(site: &Site, kafka: &Kafka, ledger: &Ledger) -> Result<Audit, Strin
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let mut stored = runtime.block_on(read(site));
     let (mut dead, repetitions) = dead_letters(site);
-    let mut audit = Audit { messages: ledger.len(), dead_letter_repetitions: repetitions, ..Audit::default() };
+    let mut audit =
+        Audit { messages: ledger.len(), dead_letter_repetitions: repetitions, ..Audit::default() };
     let mut missing = Vec::new();
     for (at, sent) in ledger {
         let write_time_us = sent.timestamp_ms * 1000;
@@ -69,7 +70,10 @@ pub fn audit(site: &Site, kafka: &Kafka, ledger: &Ledger) -> Result<Audit, Strin
             Expected::Measurement { name, host, time_ms, value, value_meta } => {
                 audit.measurements += 1;
                 let key = (name.clone(), host.clone(), *time_ms);
-                stored.measurements.remove(&key).map(|found| found == (*value, value_meta.clone(), write_time_us))
+                stored
+                    .measurements
+                    .remove(&key)
+                    .map(|found| found == (*value, value_meta.clone(), write_time_us))
             }
             Expected::Transition { alarm_id, time_ms, new_state, reason } => {
                 audit.transitions += 1;
@@ -89,13 +93,22 @@ pub fn audit(site: &Site, kafka: &Kafka, ledger: &Ledger) -> Result<Audit, Strin
     }
     if !missing.is_empty() {
         let first: Vec<_> = missing.iter().take(3).collect();
-        return Err(format!("{} messages are neither stored nor in the dead letters, first {first:?}", missing.len()));
+        return Err(format!(
+            "{} messages are neither stored nor in the dead letters, first {first:?}",
+            missing.len()
+        ));
     }
     if let Some(key) = stored.measurements.keys().next() {
-        return Err(format!("{} measurements that nobody sent, first {key:?}", stored.measurements.len()));
+        return Err(format!(
+            "{} measurements that nobody sent, first {key:?}",
+            stored.measurements.len()
+        ));
     }
     if let Some(key) = stored.transitions.keys().next() {
-        return Err(format!("{} transitions that nobody sent, first {key:?}", stored.transitions.len()));
+        return Err(format!(
+            "{} transitions that nobody sent, first {key:?}",
+            stored.transitions.len()
+        ));
     }
     if let Some(key) = dead.keys().next() {
         return Err(format!("{} dead letters that nobody sent, first {key:?}", dead.len()));
@@ -137,33 +150,55 @@ fn shown(payload: &[u8]) -> String {
 }
 
 async fn read(site: &Site) -> Stored {
-    let session: Session = SessionBuilder::new().known_node(&site.contact_point).build().await.unwrap();
+    let session: Session =
+        SessionBuilder::new().known_node(&site.contact_point).build().await.unwrap();
     let keyspace = &site.keyspace;
     // Ids are checked against the definitions: each must be described, once.
     let mut series = BTreeMap::new();
     let mut described = BTreeSet::new();
     let query = format!("SELECT metric_id, metric_name, dimensions FROM {keyspace}.metrics");
-    let mut rows =
-        session.query_iter(query, ()).await.unwrap().rows_stream::<(Vec<u8>, String, Vec<String>)>().unwrap();
+    let mut rows = session
+        .query_iter(query, ())
+        .await
+        .unwrap()
+        .rows_stream::<(Vec<u8>, String, Vec<String>)>()
+        .unwrap();
     while let Some((id, name, dimensions)) = rows.try_next().await.unwrap() {
-        assert!(described.insert((name.clone(), dimensions.clone())), "{name} {dimensions:?} is described twice");
-        let host = dimensions.iter().find_map(|dimension| dimension.strip_prefix("hostname\t")).unwrap().to_owned();
+        assert!(
+            described.insert((name.clone(), dimensions.clone())),
+            "{name} {dimensions:?} is described twice"
+        );
+        let host = dimensions
+            .iter()
+            .find_map(|dimension| dimension.strip_prefix("hostname\t"))
+            .unwrap()
+            .to_owned();
         series.insert(id, (name, host));
     }
     let mut measurements = BTreeMap::new();
     let query = format!(
         "SELECT metric_id, metric_name, time_stamp, value, value_meta, WRITETIME(value) FROM {keyspace}.measurements"
     );
-    let mut rows = session
-        .query_iter(query, ())
-        .await
-        .unwrap()
-        .rows_stream::<(Vec<u8>, Option<String>, Option<CqlTimestamp>, Option<f64>, Option<String>, Option<i64>)>()
-        .unwrap();
-    while let Some((id, name, time, value, value_meta, write_time)) = rows.try_next().await.unwrap() {
+    let mut rows =
+        session
+            .query_iter(query, ())
+            .await
+            .unwrap()
+            .rows_stream::<(
+                Vec<u8>,
+                Option<String>,
+                Option<CqlTimestamp>,
+                Option<f64>,
+                Option<String>,
+                Option<i64>,
+            )>()
+            .unwrap();
+    while let Some((id, name, time, value, value_meta, write_time)) = rows.try_next().await.unwrap()
+    {
         // A partition with its static columns only.
         let Some(time) = time else { continue };
-        let (known, host) = series.get(&id).expect("a measurement of a series that is not described");
+        let (known, host) =
+            series.get(&id).expect("a measurement of a series that is not described");
         assert_eq!(name.as_ref(), Some(known), "static columns of a series");
         measurements.insert(
             (known.clone(), host.clone(), time.0),
@@ -174,9 +209,14 @@ async fn read(site: &Site) -> Stored {
     let query = format!(
         "SELECT alarm_id, time_stamp, new_state, reason, WRITETIME(reason) FROM {keyspace}.alarm_state_history"
     );
-    let mut rows =
-        session.query_iter(query, ()).await.unwrap().rows_stream::<(String, CqlTimestamp, String, String, i64)>().unwrap();
-    while let Some((alarm_id, time, new_state, reason, write_time)) = rows.try_next().await.unwrap() {
+    let mut rows = session
+        .query_iter(query, ())
+        .await
+        .unwrap()
+        .rows_stream::<(String, CqlTimestamp, String, String, i64)>()
+        .unwrap();
+    while let Some((alarm_id, time, new_state, reason, write_time)) = rows.try_next().await.unwrap()
+    {
         transitions.insert((alarm_id, time.0), (new_state, reason, write_time));
     }
     Stored { measurements, transitions }

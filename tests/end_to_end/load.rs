@@ -40,9 +40,12 @@ pub struct Sent {
 /// Every message by topic, partition and offset.
 pub type Ledger = BTreeMap<(String, i32, i64), Sent>;
 
+/// Number of a message in the plan, and where Kafka put it.
+type Taken = (usize, String, i32, i64);
+
 #[derive(Clone, Default)]
 struct Recorder {
-    taken: Arc<Mutex<Vec<(usize, String, i32, i64)>>>,
+    taken: Arc<Mutex<Vec<Taken>>>,
     failed: Arc<Mutex<Vec<String>>>,
 }
 
@@ -91,8 +94,11 @@ impl Load {
                 if let Some(ahead) = due.checked_sub(begun.elapsed()) {
                     std::thread::sleep(ahead);
                 }
-                let topic =
-                    if matches!(sent.expected, Expected::Transition { .. }) { &alarms_topic } else { &metrics_topic };
+                let topic = if matches!(sent.expected, Expected::Transition { .. }) {
+                    &alarms_topic
+                } else {
+                    &metrics_topic
+                };
                 let mut record = BaseRecord::<[u8], [u8], usize>::with_opaque_to(topic, sequence)
                     .payload(&sent.payload)
                     .timestamp(sent.timestamp_ms);
@@ -111,7 +117,11 @@ impl Load {
                 }
             }
             producer.flush(Duration::from_secs(120)).unwrap();
-            assert!(recorder.failed.lock().unwrap().is_empty(), "{:?}", recorder.failed.lock().unwrap());
+            assert!(
+                recorder.failed.lock().unwrap().is_empty(),
+                "{:?}",
+                recorder.failed.lock().unwrap()
+            );
             let taken = recorder.taken.lock().unwrap();
             assert_eq!(taken.len(), messages.len(), "every message is accounted for");
             taken
@@ -135,7 +145,11 @@ fn messages(plan: Plan, now_ms: i64) -> Vec<Sent> {
     let every = (plan.metrics / plan.alarms.max(1)).max(1);
     for number in 0..plan.metrics {
         let timestamp_ms = now_ms - 1_000_000 + i64::try_from(messages.len()).unwrap();
-        messages.push(if number % 100 == 7 { poison(number, timestamp_ms) } else { metric(plan, number, timestamp_ms) });
+        messages.push(if number % 100 == 7 {
+            poison(number, timestamp_ms)
+        } else {
+            metric(plan, number, timestamp_ms)
+        });
         if number % every == 0 && number / every < plan.alarms {
             let timestamp_ms = now_ms - 1_000_000 + i64::try_from(messages.len()).unwrap();
             messages.push(transition(number / every, timestamp_ms));
@@ -150,23 +164,33 @@ fn metric(plan: Plan, number: usize, timestamp_ms: i64) -> Sent {
     // Each time of a series once, so that each message is a row of its own.
     let time_ms = timestamp_ms - 5;
     let value = f64::from(u32::try_from(number).unwrap()) * 0.37;
-    let value_meta = if number % 9 == 0 { format!(r#"{{"n":"{number}"}}"#) } else { String::new() };
+    let value_meta = if number.is_multiple_of(9) { format!(r#"{{"n":"{number}"}}"#) } else { String::new() };
     let meta = if value_meta.is_empty() { "null" } else { &value_meta };
     let payload = format!(
         r#"{{"metric":{{"name":"{name}","dimensions":{{"hostname":"{host}","service":"monitoring"}},"timestamp":{time_ms},"value":{value},"value_meta":{meta}}},"meta":{{"tenantId":"tenant","region":"region"}},"creation_time":1}}"#
     )
     .into_bytes();
-    Sent { payload, timestamp_ms, expected: Expected::Measurement { name, host, time_ms, value, value_meta } }
+    Sent {
+        payload,
+        timestamp_ms,
+        expected: Expected::Measurement { name, host, time_ms, value, value_meta },
+    }
 }
 
 fn transition(number: usize, timestamp_ms: i64) -> Sent {
-    let (alarm_id, new_state) = (format!("alarm-{}", number % 40), ["OK", "ALARM", "UNDETERMINED"][number % 3]);
+    let (alarm_id, new_state) =
+        (format!("alarm-{}", number % 40), ["OK", "ALARM", "UNDETERMINED"][number % 3]);
     let reason = format!("reason {number}");
     let payload = format!(
         r#"{{"alarm-transitioned":{{"tenantId":"tenant","alarmId":"{alarm_id}","metrics":[],"oldState":"OK","newState":"{new_state}","stateChangeReason":"{reason}","subAlarms":[],"timestamp":{timestamp_ms}}}}}"#
     )
     .into_bytes();
-    let expected = Expected::Transition { alarm_id, time_ms: timestamp_ms, new_state: new_state.to_owned(), reason };
+    let expected = Expected::Transition {
+        alarm_id,
+        time_ms: timestamp_ms,
+        new_state: new_state.to_owned(),
+        reason,
+    };
     Sent { payload, timestamp_ms, expected }
 }
 

@@ -4,7 +4,14 @@
 //! run one after the other: `cargo test --test end_to_end -- --test-threads=1`. `AUDIT_SEED=<seed>` repeats the
 //! random moments of a run as far as real processes allow.
 
-#![expect(clippy::unwrap_used, clippy::panic, clippy::print_stderr, reason = "a test fails by panicking")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stderr,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
 
 mod audit;
 mod load;
@@ -23,9 +30,13 @@ struct Dice(u64);
 
 impl Dice {
     fn new() -> (Self, u64) {
-        let seed = std::env::var("AUDIT_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or_else(|| {
-            u64::from(std::process::id()) ^ std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs()
-        });
+        let seed = std::env::var("AUDIT_SEED")
+            .ok()
+            .and_then(|text| text.parse().ok())
+            .unwrap_or_else(|| {
+                u64::from(std::process::id())
+                    ^ std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs()
+            });
         (Self(seed), seed)
     }
 
@@ -43,7 +54,12 @@ impl Dice {
 }
 
 /// Waits until everything is consumed, committed and delivered, stops cleanly, and audits.
-fn settle_and_audit(site: &Site, kafka: &Kafka, persisters: Vec<Persister>, load: Load) -> Result<Audit, String> {
+fn settle_and_audit(
+    site: &Site,
+    kafka: &Kafka,
+    persisters: Vec<Persister>,
+    load: Load,
+) -> Result<Audit, String> {
     let ledger = load.finish();
     site.wait_committed(kafka, Duration::from_secs(240))?;
     let mut rows_written = 0;
@@ -63,9 +79,19 @@ fn nothing_is_lost_or_repeated_while_everything_is_killed() {
     let (mut dice, seed) = Dice::new();
     eprintln!("AUDIT_SEED={seed}");
     let mut kafka = Kafka::start().unwrap();
-    let mut cassandra = Cassandra::start().unwrap();
+    // A node acknowledges before its commit log is synced, and may lose what it acknowledged just before a kill. That
+    // is not the persister's to answer for in this test, so this node syncs first.
+    let mut cassandra = Cassandra::builder()
+        .setting("commitlog_sync", "batch")
+        .without("commitlog_sync_period")
+        .start()
+        .unwrap();
     let site = Site::prepare(&kafka, &cassandra, 4);
-    let load = Load::start(&kafka, &site, Plan { metrics: 100_000, series: 2_000, alarms: 2_000, per_s: 2_500 });
+    let load = Load::start(
+        &kafka,
+        &site,
+        Plan { metrics: 100_000, series: 2_000, alarms: 2_000, per_s: 2_500 },
+    );
     let mut persister = Persister::start(&site, "one", &[]);
     let mut written_before_kills = 0;
     for kill in 0..5 {
@@ -104,9 +130,10 @@ fn nothing_is_lost_or_repeated_while_everything_is_killed() {
             _ => {}
         }
     }
-    let mut audit = settle_and_audit(&site, &kafka, vec![persister], load).unwrap_or_else(|wrong| {
-        panic!("AUDIT_SEED={seed}: {wrong}");
-    });
+    let mut audit =
+        settle_and_audit(&site, &kafka, vec![persister], load).unwrap_or_else(|wrong| {
+            panic!("AUDIT_SEED={seed}: {wrong}");
+        });
     audit.rows_written += written_before_kills;
     eprintln!("AUDIT_SEED={seed}: {audit}");
 }
@@ -118,7 +145,11 @@ fn two_persisters_share_a_topic_and_one_dies_and_comes_back() {
     let kafka = Kafka::start().unwrap();
     let cassandra = Cassandra::start().unwrap();
     let site = Site::prepare(&kafka, &cassandra, 4);
-    let load = Load::start(&kafka, &site, Plan { metrics: 30_000, series: 500, alarms: 500, per_s: 1_500 });
+    let load = Load::start(
+        &kafka,
+        &site,
+        Plan { metrics: 30_000, series: 500, alarms: 500, per_s: 1_500 },
+    );
     let one = Persister::start(&site, "one", &[]);
     let mut two = Persister::start(&site, "two", &[]);
     dice.pause(5_000, 8_000);
@@ -140,8 +171,13 @@ fn the_audit_notices_a_persister_that_commits_before_its_log_is_durable() {
     let site = Site::prepare(&kafka, &cassandra, 4);
     let (mut dice, seed) = Dice::new();
     eprintln!("AUDIT_SEED={seed}");
-    let wrong_build = [("MONASCA_PERSISTER_MUTANT", "commit-before-durable")];
-    let load = Load::start(&kafka, &site, Plan { metrics: 40_000, series: 500, alarms: 10, per_s: 2_000 });
+    let wrong_build = [
+        ("MONASCA_PERSISTER_MUTANT", "commit-before-durable"),
+        // The bug shows when a commit falls between an append and its write.
+        ("MONASCA_PERSISTER__KAFKA__COMMIT_INTERVAL", "50ms"),
+    ];
+    let load =
+        Load::start(&kafka, &site, Plan { metrics: 40_000, series: 500, alarms: 10, per_s: 2_000 });
     let mut persister = Persister::start(&site, "one", &wrong_build);
     for _ in 0..8 {
         dice.pause(1_000, 1_800);
@@ -152,7 +188,10 @@ fn the_audit_notices_a_persister_that_commits_before_its_log_is_durable() {
         Ok(audit) => panic!("AUDIT_SEED={seed}: the audit is blind: {audit}"),
         Err(wrong) => {
             eprintln!("noticed: {wrong}");
-            assert!(wrong.contains("neither stored nor in the dead letters"), "noticed for another reason: {wrong}");
+            assert!(
+                wrong.contains("neither stored nor in the dead letters"),
+                "noticed for another reason: {wrong}"
+            );
         }
     }
 }

@@ -40,7 +40,10 @@ impl Site {
     }
 
     pub fn groups(&self) -> [(String, &str); 2] {
-        [("1_metrics".to_owned(), &self.metrics_topic), ("1_alarm-state-transitions".to_owned(), &self.alarms_topic)]
+        [
+            ("1_metrics".to_owned(), &self.metrics_topic),
+            ("1_alarm-state-transitions".to_owned(), &self.alarms_topic),
+        ]
     }
 
     fn environment(&self, instance: &str) -> Vec<(String, String)> {
@@ -111,9 +114,10 @@ pub struct Persister {
 impl Persister {
     pub fn start(site: &Site, instance: &str, environment: &[(&str, &str)]) -> Self {
         let port = harness::free_port().unwrap();
-        let mut builder = ProcessBuilder::new(PROGRAM, site.dir.path().join(format!("{instance}.log")))
-            .args(["run"])
-            .env("MONASCA_PERSISTER__HTTP__BIND", format!("127.0.0.1:{port}"));
+        let mut builder =
+            ProcessBuilder::new(PROGRAM, site.dir.path().join(format!("{instance}.log")))
+                .args(["run"])
+                .env("MONASCA_PERSISTER__HTTP__BIND", format!("127.0.0.1:{port}"));
         for (name, value) in site.environment(instance) {
             builder = builder.env(name, value);
         }
@@ -151,7 +155,9 @@ impl Persister {
         let status = self.json("/api/v1/status");
         ["metrics", "alarms"]
             .iter()
-            .map(|pipeline| status["pipelines"][pipeline]["delivered"]["rows_written"].as_u64().unwrap())
+            .map(|pipeline| {
+                status["pipelines"][pipeline]["delivered"]["rows_written"].as_u64().unwrap()
+            })
             .sum()
     }
 
@@ -160,12 +166,19 @@ impl Persister {
         let deadline = Instant::now() + timeout;
         while Instant::now() < deadline {
             let backlog = self.json("/api/v1/backlog");
-            if ["metrics", "alarms"].iter().all(|pipeline| backlog["pipelines"][pipeline]["records"] == 0) {
+            if ["metrics", "alarms"]
+                .iter()
+                .all(|pipeline| backlog["pipelines"][pipeline]["records"] == 0)
+            {
                 return Ok(());
             }
             std::thread::sleep(Duration::from_millis(250));
         }
-        Err(format!("not delivered after {timeout:?}: {}\n{}", self.json("/api/v1/status"), self.process.log_tail()))
+        Err(format!(
+            "not delivered after {timeout:?}: {}\n{}",
+            self.json("/api/v1/status"),
+            self.process.log_tail()
+        ))
     }
 
     /// SIGTERM: it must end by itself with exit code 0. Returns the rows it wrote.

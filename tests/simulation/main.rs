@@ -6,7 +6,13 @@
 //!
 //! A failing seed prints the command that replays it: `SIM_SEED=<seed> cargo test --test simulation seeds`.
 
-#![expect(clippy::unwrap_used, clippy::panic, clippy::print_stderr, reason = "a test fails by panicking")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stderr,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
 
 mod kafka;
 mod oracle;
@@ -73,7 +79,9 @@ fn seeds_lose_nothing_and_repeat_nothing() {
     let failures = failures.into_inner().unwrap();
     eprintln!("{seeds} seeds: {total:?}");
     for (seed, wrong) in failures.iter().take(5) {
-        eprintln!("seed {seed}: {wrong}\n  replay: SIM_SEED={seed} cargo test --test simulation seeds");
+        eprintln!(
+            "seed {seed}: {wrong}\n  replay: SIM_SEED={seed} cargo test --test simulation seeds"
+        );
     }
     assert!(failures.is_empty(), "{} of {seeds} seeds failed", failures.len());
     // A simulator that never crashes or never fails proves nothing.
@@ -95,9 +103,11 @@ fn the_same_seed_gives_the_same_run() {
 fn a_persister_that_commits_before_the_log_is_durable_is_caught() {
     let quiet = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| {}));
-    let caught = (0..200).find_map(|seed| run(seed, Bug::CommitBeforeDurable).err().map(|wrong| (seed, wrong)));
+    let caught = (0..200)
+        .find_map(|seed| run(seed, Bug::CommitBeforeDurable).err().map(|wrong| (seed, wrong)));
     std::panic::set_hook(quiet);
-    let (seed, wrong) = caught.unwrap_or_else(|| panic!("200 seeds did not notice the bug: the oracle is blind"));
+    let (seed, wrong) =
+        caught.unwrap_or_else(|| panic!("200 seeds did not notice the bug: the oracle is blind"));
     eprintln!("caught at seed {seed}: {wrong}");
     assert!(wrong.contains("I3"), "caught for another reason: {wrong}");
 }

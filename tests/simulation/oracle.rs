@@ -51,7 +51,10 @@ fn dead_letters(disk: &SimDisk) -> Vec<DeadLetter> {
 
 /// Whether the store's row for the message is at least as new as the message.
 fn is_stored(store: &Store, series: u32, time_ms: i64, timestamp_ms: i64) -> bool {
-    store.rows.get(&(id(series), time_ms)).is_some_and(|cell| cell.write_time_us >= timestamp_ms * 1000)
+    store
+        .rows
+        .get(&(id(series), time_ms))
+        .is_some_and(|cell| cell.write_time_us >= timestamp_ms * 1000)
 }
 
 /// I3 and I4, on disks that have just been recovered.
@@ -65,11 +68,16 @@ pub fn check_committed(kafka: &Kafka, store: &Store, disks: &[SimDisk; 2]) {
         dead_letters(&disks[1]).iter().map(|letter| (letter.partition, letter.offset)).collect();
     for (partition, offset, message) in kafka.messages() {
         let committed = kafka.committed.get(&partition).copied().unwrap_or(0);
-        if offset >= committed || in_log.contains(&(partition, offset)) || dead.contains(&(partition, offset)) {
+        if offset >= committed
+            || in_log.contains(&(partition, offset))
+            || dead.contains(&(partition, offset))
+        {
             continue;
         }
         let stored = match message.fate {
-            Fate::Stored { series, time_ms, .. } => is_stored(store, series, time_ms, message.timestamp_ms),
+            Fate::Stored { series, time_ms, .. } => {
+                is_stored(store, series, time_ms, message.timestamp_ms)
+            }
             Fate::Refused | Fate::Poison => false,
         };
         assert!(
@@ -87,7 +95,9 @@ pub fn check_final(kafka: &Kafka, store: &Store, disks: &[SimDisk; 2]) -> u64 {
     for (partition, offset, message) in kafka.messages() {
         match message.fate {
             Fate::Stored { series, time_ms, sequence } => {
-                let winner = winners.entry((id(series), time_ms)).or_insert((message.timestamp_ms, sequence));
+                let winner = winners
+                    .entry((id(series), time_ms))
+                    .or_insert((message.timestamp_ms, sequence));
                 *winner = (*winner).max((message.timestamp_ms, sequence));
             }
             Fate::Refused | Fate::Poison => {
@@ -99,18 +109,25 @@ pub fn check_final(kafka: &Kafka, store: &Store, disks: &[SimDisk; 2]) -> u64 {
         let cell = store.rows.get(key).unwrap_or_else(|| panic!("I5: {key:?} was never stored"));
         assert_eq!(cell.write_time_us, timestamp_ms * 1000, "I8: write time of {key:?}");
         assert!((cell.value - f64::from(*sequence)).abs() < f64::EPSILON, "I8: value of {key:?}");
-        assert!(store.definitions.contains_key(&key.0), "I8: series {} has rows but no definition", key.0);
+        assert!(
+            store.definitions.contains_key(&key.0),
+            "I8: series {} has rows but no definition",
+            key.0
+        );
     }
     assert_eq!(store.rows.len(), winners.len(), "I8: rows that nobody sent");
     let mut found = BTreeMap::new();
     for letter in dead_letters(&disks[1]) {
         // A message delivered again after a crash may be here twice, with the same bytes.
-        if let Some(before) = found.insert((letter.partition, letter.offset), letter.payload.clone()) {
+        if let Some(before) =
+            found.insert((letter.partition, letter.offset), letter.payload.clone())
+        {
             assert_eq!(before, letter.payload, "I8: a dead letter changed");
         }
     }
     for (key, payload) in &bad {
-        let letter = found.remove(key).unwrap_or_else(|| panic!("I5: {key:?} is not in the dead letters"));
+        let letter =
+            found.remove(key).unwrap_or_else(|| panic!("I5: {key:?} is not in the dead letters"));
         assert_eq!(&&letter, payload, "I8: bytes of dead letter {key:?}");
     }
     assert!(found.is_empty(), "I8: good messages in the dead letters: {:?}", found.keys());

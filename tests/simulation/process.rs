@@ -64,12 +64,19 @@ pub fn wal_config() -> WalConfig {
 
 impl Process {
     /// Opens everything and takes over all partitions.
-    pub fn start(disks: &[SimDisk; 2], kafka: &Kafka, now: Duration, dice: &mut Dice) -> Result<Self, Died> {
+    pub fn start(
+        disks: &[SimDisk; 2],
+        kafka: &Kafka,
+        now: Duration,
+        dice: &mut Dice,
+    ) -> Result<Self, Died> {
         let (wal, report) =
-            Wal::open(disks[0].clone(), wal_config(), Box::<OffsetCarry>::default(), now).map_err(Died::of)?;
+            Wal::open(disks[0].clone(), wal_config(), Box::<OffsetCarry>::default(), now)
+                .map_err(Died::of)?;
         assert!(report.gaps.is_empty(), "I1: acknowledged records are gone: {:?}", report.gaps);
-        let (dead, report) = Wal::open(disks[1].clone(), wal_config_of_dead_letters(), Box::new(NoCarry), now)
-            .map_err(Died::of)?;
+        let (dead, report) =
+            Wal::open(disks[1].clone(), wal_config_of_dead_letters(), Box::new(NoCarry), now)
+                .map_err(Died::of)?;
         assert!(report.gaps.is_empty(), "I1: dead letters are gone: {:?}", report.gaps);
         let dead_letters = DeadLetters::new(dead);
         let memory = Arc::new(Mutex::new(DefinitionMemory::new(100, Duration::from_secs(600))));
@@ -91,7 +98,8 @@ impl Process {
             ..DeliverConfig::default()
         };
         let delivery = Delivery::new(deliver, wal.clone(), dead_letters.clone(), memory);
-        let config = IngestConfig { commit_interval: Duration::from_millis(500), ..IngestConfig::default() };
+        let config =
+            IngestConfig { commit_interval: Duration::from_millis(500), ..IngestConfig::default() };
         let intake = Intake::new(config, wal.clone()).map_err(Died::of)?;
         let mut process = Self {
             wal,
@@ -140,7 +148,14 @@ impl Process {
     }
 
     /// The consumer gets messages of one partition; sometimes Kafka sends old ones again.
-    pub fn poll(&mut self, kafka: &Kafka, now: Duration, now_ms: i64, dice: &mut Dice, tally: &mut Tally) -> Result<(), Died> {
+    pub fn poll(
+        &mut self,
+        kafka: &Kafka,
+        now: Duration,
+        now_ms: i64,
+        dice: &mut Dice,
+        tally: &mut Tally,
+    ) -> Result<(), Died> {
         if self.paused || self.intake.is_holding() {
             return self.turn(now);
         }
@@ -213,7 +228,8 @@ impl Process {
             if applied {
                 kafka.committed.insert(offset.partition(), offset.next());
                 if answered {
-                    let event = Event::Committed { partition: offset.partition(), next: offset.next() };
+                    let event =
+                        Event::Committed { partition: offset.partition(), next: offset.next() };
                     self.intake.on(event, now, &mut Vec::new());
                 }
             }
@@ -221,7 +237,12 @@ impl Process {
     }
 
     /// A rebalance takes partitions away and gives them back; somebody else might have consumed in between.
-    pub fn rebalance(&mut self, kafka: &mut Kafka, now: Duration, dice: &mut Dice) -> Result<(), Died> {
+    pub fn rebalance(
+        &mut self,
+        kafka: &mut Kafka,
+        now: Duration,
+        dice: &mut Dice,
+    ) -> Result<(), Died> {
         let partition = i32::try_from(dice.below(kafka.partitions.len() as u64)).unwrap();
         if dice.one_in(4) {
             // Lost: nothing may be committed.
@@ -239,11 +260,10 @@ impl Process {
 
     /// The reader looks ahead and hands over what is complete.
     pub fn deliver(&mut self, now: Duration, now_ms: i64, hurry: bool) -> Result<(), Died> {
-        if self.delivery.machine().outstanding_rows() < 60 {
-            if let Some(gathered) = self.reader.pull(hurry, now, now_ms).map_err(Died::of)? {
+        if self.delivery.machine().outstanding_rows() < 60
+            && let Some(gathered) = self.reader.pull(hurry, now, now_ms).map_err(Died::of)? {
                 self.delivery.gathered(gathered, now).map_err(Died::of)?;
             }
-        }
         self.delivery.tick(now).map_err(Died::of)?;
         self.collect();
         Ok(())
@@ -317,7 +337,10 @@ impl Process {
             end == 0 || kafka.committed.get(&partition) == Some(&end)
         });
         let status = self.wal.status();
-        consumed && status.backlog_records == 0 && self.delivery.is_idle() && self.requests.is_empty()
+        consumed
+            && status.backlog_records == 0
+            && self.delivery.is_idle()
+            && self.requests.is_empty()
     }
 
     /// A clean stop.

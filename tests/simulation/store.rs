@@ -36,7 +36,8 @@ impl Store {
                 for row in *rows {
                     self.writes += 1;
                     let new = Cell { value: row.value, write_time_us: row.stamp.write_time_us };
-                    let cell = self.rows.entry((series.id, row.time_ms)).or_insert_with(|| new.clone());
+                    let cell =
+                        self.rows.entry((series.id, row.time_ms)).or_insert_with(|| new.clone());
                     if new.write_time_us > cell.write_time_us {
                         *cell = new;
                     }

@@ -163,7 +163,9 @@ impl World {
         let now_ms = self.now_ms();
         match self.dice.below(20) {
             0..=2 => self.produce(),
-            3..=6 => process.poll(&self.kafka, self.now, now_ms, &mut self.dice, &mut self.tally)?,
+            3..=6 => {
+                process.poll(&self.kafka, self.now, now_ms, &mut self.dice, &mut self.tally)?
+            }
             7..=8 => process.sync()?,
             9 => process.turn_with(self.now, self.bug)?,
             10..=11 => process.answer_commit(&mut self.kafka, self.now, &mut self.dice),
@@ -245,8 +247,13 @@ impl World {
             alive.unwrap_or_else(|died| panic!("a healthy disk failed: {}", died.0));
             process.answer_commit(&mut self.kafka, self.now, &mut self.dice);
             for _ in 0..8 {
-                let answered =
-                    process.answer_request(&mut self.store, self.now, &mut self.dice, true, &mut self.tally);
+                let answered = process.answer_request(
+                    &mut self.store,
+                    self.now,
+                    &mut self.dice,
+                    true,
+                    &mut self.tally,
+                );
                 answered.unwrap_or_else(|died| panic!("a healthy disk failed: {}", died.0));
             }
             if process.is_done(&self.kafka) {

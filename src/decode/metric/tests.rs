@@ -20,7 +20,9 @@ fn code(payload: &str) -> &'static str {
 }
 
 fn with(fields: &str) -> String {
-    format!(r#"{{"metric":{{"name":"m","timestamp":1,"value":1{fields}}},"meta":{{"tenantId":"t","region":"r"}}}}"#)
+    format!(
+        r#"{{"metric":{{"name":"m","timestamp":1,"value":1{fields}}},"meta":{{"tenantId":"t","region":"r"}}}}"#
+    )
 }
 
 const FULL: &str = r#"{"metric": {"name": "cpu.idle_perc", "dimensions": {"service": "monitoring", "hostname": "node-1"},
@@ -34,7 +36,8 @@ fn a_full_envelope_gives_every_field_with_dimensions_sorted() {
     assert_eq!((metric.tenant_id.as_ref(), metric.region.as_ref()), ("a1b2c3", "RegionOne"));
     assert_eq!((metric.time_ms, metric.value), (1_405_630_174_123, 97.5));
     assert_eq!(metric.value_meta, r#"{"status_code":"500"}"#);
-    let pairs: Vec<_> = metric.dimensions.iter().map(|(name, value)| (name.as_ref(), value.as_ref())).collect();
+    let pairs: Vec<_> =
+        metric.dimensions.iter().map(|(name, value)| (name.as_ref(), value.as_ref())).collect();
     assert_eq!(pairs, [("hostname", "node-1"), ("service", "monitoring")]);
     assert_eq!(metric.notes, Notes::default());
     assert!(matches!(metric.name, Cow::Borrowed(_)), "plain text is borrowed");
@@ -52,7 +55,10 @@ fn an_array_gives_each_element_and_a_bad_one_hides_no_neighbour() {
 
 #[test]
 fn timestamps_may_be_floats_and_are_cut_off() {
-    let time = |text: &str| one(&with("").replace("\"timestamp\":1", &format!("\"timestamp\":{text}"))).map(|metric| metric.time_ms);
+    let time = |text: &str| {
+        one(&with("").replace("\"timestamp\":1", &format!("\"timestamp\":{text}")))
+            .map(|metric| metric.time_ms)
+    };
     assert_eq!(time("1405630174123.9").unwrap(), 1_405_630_174_123);
     assert_eq!(time("0").unwrap(), 0);
     assert_eq!(time("-0.5").unwrap(), 0);
@@ -65,7 +71,10 @@ fn timestamps_may_be_floats_and_are_cut_off() {
 
 #[test]
 fn values_may_be_numeric_strings_and_must_be_finite() {
-    let value = |text: &str| one(&with("").replace("\"value\":1", &format!("\"value\":{text}"))).map(|metric| metric.value);
+    let value = |text: &str| {
+        one(&with("").replace("\"value\":1", &format!("\"value\":{text}")))
+            .map(|metric| metric.value)
+    };
     assert_eq!(value("\"0.5\"").unwrap(), 0.5);
     assert_eq!(value("-3").unwrap(), -3.0);
     for not_finite in ["\"NaN\"", "\"inf\"", "1e999", "\"x\""] {
@@ -77,7 +86,9 @@ fn values_may_be_numeric_strings_and_must_be_finite() {
 
 #[test]
 fn absent_or_null_dimensions_and_meta_are_empty() {
-    for fields in ["", r#","dimensions":null,"value_meta":null"#, r#","dimensions":{},"value_meta":{}"#] {
+    for fields in
+        ["", r#","dimensions":null,"value_meta":null"#, r#","dimensions":{},"value_meta":{}"#]
+    {
         let payload = with(fields);
         let metric = one(&payload).unwrap();
         assert!(metric.dimensions.is_empty() && metric.value_meta.is_empty(), "{fields}");
@@ -99,15 +110,22 @@ fn numbers_and_booleans_as_dimension_values_keep_their_text() {
 fn a_missing_tenant_or_region_is_noted_and_stored_empty() {
     let payload = r#"{"metric":{"name":"m","timestamp":1,"value":1},"meta":{"region":"r"}}"#;
     let metric = one(payload).unwrap();
-    assert!(metric.notes.contains(Notes::TENANT_MISSING) && !metric.notes.contains(Notes::REGION_MISSING));
+    assert!(
+        metric.notes.contains(Notes::TENANT_MISSING)
+            && !metric.notes.contains(Notes::REGION_MISSING)
+    );
     let metric = one(r#"{"metric":{"name":"m","timestamp":1,"value":1}}"#).unwrap();
-    assert!(metric.notes.contains(Notes::TENANT_MISSING) && metric.notes.contains(Notes::REGION_MISSING));
+    assert!(
+        metric.notes.contains(Notes::TENANT_MISSING)
+            && metric.notes.contains(Notes::REGION_MISSING)
+    );
     assert_eq!((metric.tenant_id.as_ref(), metric.region.as_ref()), ("", ""));
 }
 
 #[test]
 fn a_value_meta_over_2048_characters_is_dropped_and_its_value_kept() {
-    let of_length = |length: usize| with(&format!(r#","value_meta":{{"k":"{}"}}"#, "ä".repeat(length - 8)));
+    let of_length =
+        |length: usize| with(&format!(r#","value_meta":{{"k":"{}"}}"#, "ä".repeat(length - 8)));
     let payload = of_length(2048);
     assert_eq!(one(&payload).unwrap().value_meta.chars().count(), 2048);
     let payload = of_length(2049);
@@ -165,7 +183,13 @@ fn the_id_depends_on_every_part_of_the_series() {
     let id = |payload: &str| one(payload).unwrap().id(IdScheme::Sha256);
     let base = id(FULL);
     assert_eq!(base, id(&FULL.replace("97.5", "1")), "not on the value");
-    for (from, to) in [("cpu.idle_perc", "x"), ("node-1", "x"), ("a1b2c3", "x"), ("RegionOne", "x"), ("hostname", "x")] {
+    for (from, to) in [
+        ("cpu.idle_perc", "x"),
+        ("node-1", "x"),
+        ("a1b2c3", "x"),
+        ("RegionOne", "x"),
+        ("hostname", "x"),
+    ] {
         assert_ne!(base, id(&FULL.replace(from, to)), "{from}");
     }
 }

@@ -20,7 +20,9 @@ use crate::error::{StoreError, Verdict};
 
 pub(super) fn of_new_session(error: &NewSessionError) -> StoreError {
     let text = error.to_string();
-    let auth = text.contains("Authentication") || text.contains("credentials") || text.contains("Unauthorized");
+    let auth = text.contains("Authentication")
+        || text.contains("credentials")
+        || text.contains("Unauthorized");
     if auth {
         StoreError::new(Verdict::Wait, "DB_AUTH", text)
     } else {
@@ -38,7 +40,9 @@ pub(super) fn of_prepare(error: &PrepareError) -> StoreError {
 
 pub(super) fn of_execution(error: &ExecutionError) -> StoreError {
     match error {
-        ExecutionError::BadQuery(_) => StoreError::new(Verdict::Reject, "DB_INVALID_ROW", error.to_string()),
+        ExecutionError::BadQuery(_) => {
+            StoreError::new(Verdict::Reject, "DB_INVALID_ROW", error.to_string())
+        }
         ExecutionError::EmptyPlan => StoreError::new(
             Verdict::Wait,
             "DB_NO_NODE_IN_DC",
@@ -47,7 +51,9 @@ pub(super) fn of_execution(error: &ExecutionError) -> StoreError {
         ExecutionError::PrepareError(error) => of_prepare(error),
         ExecutionError::ConnectionPoolError(_) => unreachable_now(error),
         ExecutionError::LastAttemptError(attempt) => of_attempt(attempt),
-        ExecutionError::RequestTimeout(_) => StoreError::new(Verdict::Retry, "DB_TIMEOUT", error.to_string()),
+        ExecutionError::RequestTimeout(_) => {
+            StoreError::new(Verdict::Retry, "DB_TIMEOUT", error.to_string())
+        }
         _ => StoreError::new(Verdict::Retry, "DB_ERROR", error.to_string()),
     }
 }
@@ -64,7 +70,9 @@ fn of_attempt(error: &RequestAttemptError) -> StoreError {
             StoreError::new(Verdict::Reject, "DB_INVALID_ROW", text)
         }
         Attempt::UnableToAllocStreamId => StoreError::new(Verdict::Retry, "DB_OVERLOADED", text),
-        Attempt::BrokenConnectionError(_) => StoreError::new(Verdict::Retry, "DB_UNREACHABLE", text),
+        Attempt::BrokenConnectionError(_) => {
+            StoreError::new(Verdict::Retry, "DB_UNREACHABLE", text)
+        }
         // The table is another one than when the statement was prepared.
         Attempt::RepreparedIdChanged { .. } | Attempt::RepreparedIdMissingInBatch => {
             StoreError::new(Verdict::Wait, "DB_SCHEMA", text)
@@ -76,12 +84,16 @@ fn of_attempt(error: &RequestAttemptError) -> StoreError {
 
 fn of_database(error: &DbError, message: &str, text: String) -> StoreError {
     let (verdict, code) = match error {
-        DbError::WriteTimeout { .. } | DbError::ReadTimeout { .. } => (Verdict::Retry, "DB_TIMEOUT"),
+        DbError::WriteTimeout { .. } | DbError::ReadTimeout { .. } => {
+            (Verdict::Retry, "DB_TIMEOUT")
+        }
         DbError::Unavailable { .. } => (Verdict::Retry, "DB_UNAVAILABLE"),
         DbError::Overloaded | DbError::RateLimitReached { .. } => (Verdict::Retry, "DB_OVERLOADED"),
         DbError::IsBootstrapping => (Verdict::Retry, "DB_BOOTSTRAPPING"),
         DbError::AuthenticationError | DbError::Unauthorized => (Verdict::Wait, "DB_AUTH"),
-        DbError::SyntaxError | DbError::ConfigError | DbError::ProtocolError => (Verdict::Wait, "DB_SCHEMA"),
+        DbError::SyntaxError | DbError::ConfigError | DbError::ProtocolError => {
+            (Verdict::Wait, "DB_SCHEMA")
+        }
         DbError::Invalid => of_invalid(message),
         // A mutation over half a commit log segment is refused where it is applied.
         DbError::ServerError | DbError::WriteFailure { .. } if is_too_large(message) => {
@@ -95,7 +107,13 @@ fn of_database(error: &DbError, message: &str, text: String) -> StoreError {
 /// `Invalid` is said of rows, of requests and of the schema alike: only the message tells them apart.
 fn of_invalid(message: &str) -> (Verdict, &'static str) {
     let message = message.to_ascii_lowercase();
-    let schema = ["unconfigured table", "keyspace", "undefined column", "unknown identifier", "does not exist"];
+    let schema = [
+        "unconfigured table",
+        "keyspace",
+        "undefined column",
+        "unknown identifier",
+        "does not exist",
+    ];
     if is_too_large(&message) {
         (Verdict::Split, "DB_BATCH_TOO_LARGE")
     } else if schema.iter().any(|sign| message.contains(sign)) {
@@ -107,7 +125,9 @@ fn of_invalid(message: &str) -> (Verdict, &'static str) {
 
 fn is_too_large(message: &str) -> bool {
     let message = message.to_ascii_lowercase();
-    message.contains("batch too large") || message.contains("mutation of") || message.contains("too large for the maximum size")
+    message.contains("batch too large")
+        || message.contains("mutation of")
+        || message.contains("too large for the maximum size")
 }
 
 #[cfg(test)]

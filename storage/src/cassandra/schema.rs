@@ -7,7 +7,9 @@ use super::session::{CassandraConfig, connect};
 use crate::error::{StoreError, Verdict};
 
 /// A table: name, columns with types, key.
-const TABLES: [(&str, &[(&str, &str)], &str); 6] = [
+type Table = (&'static str, &'static [(&'static str, &'static str)], &'static str);
+
+const TABLES: [Table; 6] = [
     (
         "measurements",
         &[
@@ -88,7 +90,11 @@ fn check_identifier(keyspace: &str) -> Result<(), StoreError> {
     if fine {
         Ok(())
     } else {
-        Err(StoreError::new(Verdict::Wait, "DB_CONFIG", format!("`{keyspace}` is no keyspace name")))
+        Err(StoreError::new(
+            Verdict::Wait,
+            "DB_CONFIG",
+            format!("`{keyspace}` is no keyspace name"),
+        ))
     }
 }
 
@@ -98,9 +104,11 @@ fn check_identifier(keyspace: &str) -> Result<(), StoreError> {
 /// `keyspace` is no plain name.
 pub fn schema_statements(keyspace: &str, replication: &str) -> Result<Vec<String>, StoreError> {
     check_identifier(keyspace)?;
-    let mut statements = vec![format!("CREATE KEYSPACE IF NOT EXISTS {keyspace} WITH replication = {replication}")];
+    let mut statements =
+        vec![format!("CREATE KEYSPACE IF NOT EXISTS {keyspace} WITH replication = {replication}")];
     for (table, columns, key) in TABLES {
-        let columns: Vec<String> = columns.iter().map(|(name, of_type)| format!("  {name} {of_type}")).collect();
+        let columns: Vec<String> =
+            columns.iter().map(|(name, of_type)| format!("  {name} {of_type}")).collect();
         statements.push(format!(
             "CREATE TABLE IF NOT EXISTS {keyspace}.{table} (\n{},\n  PRIMARY KEY {key}\n)",
             columns.join(",\n")
@@ -144,7 +152,9 @@ pub async fn check(config: &CassandraConfig) -> Result<Vec<String>, StoreError> 
         .rows::<(String, String)>()
         .map_err(|error| StoreError::new(Verdict::Retry, "DB_ERROR", error.to_string()))?;
     for row in typed {
-        found.insert(row.map_err(|error| StoreError::new(Verdict::Retry, "DB_ERROR", error.to_string()))?);
+        found.insert(
+            row.map_err(|error| StoreError::new(Verdict::Retry, "DB_ERROR", error.to_string()))?,
+        );
     }
     let mut missing = Vec::new();
     for (table, columns, _) in TABLES {

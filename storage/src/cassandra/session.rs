@@ -73,7 +73,11 @@ fn consistency(name: &str) -> Result<Consistency, StoreError> {
         "EACH_QUORUM" => Consistency::EachQuorum,
         "LOCAL_ONE" => Consistency::LocalOne,
         other => {
-            return Err(StoreError::new(Verdict::Wait, "DB_CONFIG", format!("`{other}` is no consistency level")));
+            return Err(StoreError::new(
+                Verdict::Wait,
+                "DB_CONFIG",
+                format!("`{other}` is no consistency level"),
+            ));
         }
     })
 }

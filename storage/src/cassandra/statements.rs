@@ -28,7 +28,9 @@ impl Statements {
         let prepare = |columns: &'static str, stamp: &'static str| {
             let values = vec!["?"; columns.split(',').count()].join(", ");
             let (table, columns) = columns.split_once(": ").unwrap_or(("", columns));
-            let text = format!("INSERT INTO {keyspace}.{table} ({columns}) VALUES ({values}) USING {stamp}");
+            let text = format!(
+                "INSERT INTO {keyspace}.{table} ({columns}) VALUES ({values}) USING {stamp}"
+            );
             async move {
                 let mut statement = session.prepare(text).await?;
                 // The write time is bound, so that repeating one changes nothing.

@@ -81,7 +81,10 @@ impl Shared {
 
     fn prepared(&self) -> Option<Connected> {
         self.state(|state| {
-            Some(Connected { session: state.session.clone()?, statements: state.statements.clone()? })
+            Some(Connected {
+                session: state.session.clone()?,
+                statements: state.statements.clone()?,
+            })
         })
     }
 
@@ -101,11 +104,16 @@ async fn keep_connecting(shared: Arc<Shared>) {
         match connect(&shared.config).await {
             Ok(session) => {
                 tracing::info!(nodes = ?shared.config.contact_points, "connected to Cassandra");
-                shared.change(|state| state.session = Some(Arc::new(session)));
+                // Closed meanwhile: the connections end here instead of outliving the store.
+                shared.change(|state| state.session = (!state.closed).then(|| Arc::new(session)));
                 return;
             }
             Err(error) => {
-                tracing::debug!(code = error.code, detail = error.detail, "connect to Cassandra; tried again");
+                tracing::debug!(
+                    code = error.code,
+                    detail = error.detail,
+                    "connect to Cassandra; tried again"
+                );
                 shared.change(|state| state.reason = error);
             }
         }
@@ -136,7 +144,9 @@ impl CassandraStore {
         let connected = self.shared.connected().await?;
         let written = match rows {
             Write::Definition(definition) => connected.write_definition(definition).await,
-            Write::Measurements { series, rows } => connected.write_measurements(series, rows).await,
+            Write::Measurements { series, rows } => {
+                connected.write_measurements(series, rows).await
+            }
             Write::Alarms(rows) => connected.write_alarms(rows).await,
         };
         written.map_err(|error| self.shared.note(error))
@@ -153,13 +163,24 @@ impl CassandraStore {
 }
 
 impl Connected {
-    async fn execute(&self, statement: &PreparedStatement, row: impl SerializeRow) -> Result<(), StoreError> {
-        self.session.execute_unpaged(statement, row).await.map_err(|error| errors::of_execution(&error))?;
+    async fn execute(
+        &self,
+        statement: &PreparedStatement,
+        row: impl SerializeRow,
+    ) -> Result<(), StoreError> {
+        self.session
+            .execute_unpaged(statement, row)
+            .await
+            .map_err(|error| errors::of_execution(&error))?;
         Ok(())
     }
 
     /// Rows of one partition in one request: one mutation for the server.
-    async fn execute_all<R: SerializeRow>(&self, statement: &PreparedStatement, rows: &[R]) -> Result<(), StoreError> {
+    async fn execute_all<R: SerializeRow>(
+        &self,
+        statement: &PreparedStatement,
+        rows: &[R],
+    ) -> Result<(), StoreError> {
         if let [row] = rows {
             return self.execute(statement, row).await;
         }
@@ -172,7 +193,11 @@ impl Connected {
         Ok(())
     }
 
-    async fn write_measurements(&self, series: &Series, rows: &[Measurement]) -> Result<(), StoreError> {
+    async fn write_measurements(
+        &self,
+        series: &Series,
+        rows: &[Measurement],
+    ) -> Result<(), StoreError> {
         let id = series.id.as_bytes();
         let rows: Vec<_> = rows
             .iter()
@@ -188,8 +213,12 @@ impl Connected {
     async fn write_definition(&self, definition: &Definition) -> Result<(), StoreError> {
         let series = definition.series.as_ref();
         let stamp = definition.stamp;
-        let (id, region, tenant_id, name) =
-            (series.id.as_bytes(), series.region.as_str(), series.tenant_id.as_str(), series.name.as_str());
+        let (id, region, tenant_id, name) = (
+            series.id.as_bytes(),
+            series.region.as_str(),
+            series.tenant_id.as_str(),
+            series.name.as_str(),
+        );
         let dimensions = series.dimension_list();
         let names = series.dimension_names();
         let statements = &self.statements;
@@ -220,11 +249,20 @@ impl Connected {
             .boxed(),
         );
         for dimension in &series.dimensions {
-            let (key, value, at) = (dimension.name.as_str(), dimension.value.as_str(), stamp.write_time_us);
+            let (key, value, at) =
+                (dimension.name.as_str(), dimension.value.as_str(), stamp.write_time_us);
             let tables = [
                 self.execute(&statements.dimension, (region, tenant_id, key, value, at)).boxed(),
-                self.execute(&statements.dimension_metric, (region, tenant_id, key, value, name, at)).boxed(),
-                self.execute(&statements.metric_dimension, (region, tenant_id, name, key, value, at)).boxed(),
+                self.execute(
+                    &statements.dimension_metric,
+                    (region, tenant_id, key, value, name, at),
+                )
+                .boxed(),
+                self.execute(
+                    &statements.metric_dimension,
+                    (region, tenant_id, name, key, value, at),
+                )
+                .boxed(),
             ];
             requests.extend(tables);
         }
@@ -277,7 +315,11 @@ impl Store for CassandraStore {
     fn health(&self) -> BoxFuture<'_, Result<(), StoreError>> {
         async {
             tokio::time::timeout(HEALTH_WAIT, self.ask()).await.unwrap_or_else(|_| {
-                Err(StoreError::new(Verdict::Retry, "DB_TIMEOUT", format!("no answer within {HEALTH_WAIT:?}")))
+                Err(StoreError::new(
+                    Verdict::Retry,
+                    "DB_TIMEOUT",
+                    format!("no answer within {HEALTH_WAIT:?}"),
+                ))
             })
         }
         .boxed()
@@ -289,7 +331,8 @@ impl Store for CassandraStore {
             self.shared.change(|state| {
                 state.closed = true;
                 state.statements = None;
-                state.reason = StoreError::new(Verdict::Retry, "STORE_CLOSED", "the store is closed");
+                state.reason =
+                    StoreError::new(Verdict::Retry, "STORE_CLOSED", "the store is closed");
                 session = state.session.take();
             });
             // The driver's tasks end on the runtime they belong to.

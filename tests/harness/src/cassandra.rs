@@ -17,6 +17,7 @@ const READY_WAIT: Duration = Duration::from_secs(180);
 #[derive(Debug, Clone, Default)]
 pub struct CassandraBuilder {
     settings: Vec<(String, String)>,
+    removed: Vec<String>,
     cpu: Option<usize>,
 }
 
@@ -25,6 +26,13 @@ impl CassandraBuilder {
     #[must_use]
     pub fn setting(mut self, key: &str, value: &str) -> Self {
         self.settings.push((key.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Removes a key of `cassandra.yaml`.
+    #[must_use]
+    pub fn without(mut self, key: &str) -> Self {
+        self.removed.push(key.to_owned());
         self
     }
 
@@ -41,9 +49,11 @@ impl CassandraBuilder {
     /// [`HarnessError`].
     pub fn start(self) -> Result<Cassandra, HarnessError> {
         let lib = jars::directory(NAME, include_str!("../services/cassandra/pom.xml"))?;
-        let dir = TempDir::with_prefix("cassandra-").map_err(HarnessError::io("create directory"))?;
+        let dir =
+            TempDir::with_prefix("cassandra-").map_err(HarnessError::io("create directory"))?;
         for part in ["data", "commitlog", "hints", "saved", "cdc"] {
-            std::fs::create_dir(dir.path().join(part)).map_err(HarnessError::io(format!("create {part}")))?;
+            std::fs::create_dir(dir.path().join(part))
+                .map_err(HarnessError::io(format!("create {part}")))?;
         }
         let port = free_port()?;
         let mut yaml = include_str!("../services/cassandra/cassandra.yaml")
@@ -51,9 +61,15 @@ impl CassandraBuilder {
             .replace("@STORAGE_PORT@", &free_port()?.to_string())
             .replace("@SSL_STORAGE_PORT@", &free_port()?.to_string())
             .replace("@DIR@", &dir.path().to_string_lossy());
-        for (key, value) in &self.settings {
+        for key in self.removed.iter().chain(self.settings.iter().map(|(key, _)| key)) {
             let beginning = format!("{key}:");
-            yaml = yaml.lines().filter(|line| !line.starts_with(&beginning)).map(|line| format!("{line}\n")).collect();
+            yaml = yaml
+                .lines()
+                .filter(|line| !line.starts_with(&beginning))
+                .map(|line| format!("{line}\n"))
+                .collect();
+        }
+        for (key, value) in &self.settings {
             yaml.push_str(&format!("{key}: {value}\n"));
         }
         let config = dir.path().join("cassandra.yaml");
@@ -65,11 +81,17 @@ impl CassandraBuilder {
             .map_err(HarnessError::io("read the jars"))?
             .filter_map(Result::ok)
             .map(|entry| entry.path())
-            .find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("jamm-")))
+            .find(|path| {
+                path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("jamm-"))
+            })
             .ok_or_else(|| HarnessError::Missing(format!("no jamm jar in {}", lib.display())))?;
         let builder = ProcessBuilder::new("java", dir.path().join("cassandra.log"))
             .args(["-Xms512m", "-Xmx1g"])
-            .args(include_str!("../services/cassandra/jvm.options").lines().filter(|line| line.starts_with('-')))
+            .args(
+                include_str!("../services/cassandra/jvm.options")
+                    .lines()
+                    .filter(|line| line.starts_with('-')),
+            )
             .args([
                 format!("-javaagent:{}", agent.display()),
                 format!("-Dcassandra.config=file://{}", config.display()),

@@ -33,7 +33,11 @@ pub fn get_with(url: &str, headers: &[(&str, &str)]) -> io::Result<(u16, String)
     stream.read_to_end(&mut answer)?;
     let answer = String::from_utf8_lossy(&answer);
     let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(|| wrong("no end of headers"))?;
-    let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).ok_or_else(|| wrong("no status"))?;
+    let status = head
+        .split(' ')
+        .nth(1)
+        .and_then(|code| code.parse().ok())
+        .ok_or_else(|| wrong("no status"))?;
     Ok((status, body.to_owned()))
 }
 

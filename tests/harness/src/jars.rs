@@ -18,7 +18,8 @@ pub fn directory(name: &str, pom: &str) -> Result<PathBuf, HarnessError> {
         return Ok(dir.join("lib"));
     }
     std::fs::create_dir_all(&dir).map_err(HarnessError::io(format!("create {}", dir.display())))?;
-    let lock = std::fs::File::create(dir.join("lock")).map_err(HarnessError::io("create lock file"))?;
+    let lock =
+        std::fs::File::create(dir.join("lock")).map_err(HarnessError::io("create lock file"))?;
     flock(&lock, FlockOperation::LockExclusive)
         .map_err(|error| HarnessError::io("lock the cache of jars")(error.into()))?;
     if complete.exists() {
@@ -34,13 +35,21 @@ pub fn directory(name: &str, pom: &str) -> Result<PathBuf, HarnessError> {
     }
     std::fs::write(dir.join("pom.xml"), pom).map_err(HarnessError::io("write pom.xml"))?;
     let fetched = Command::new("mvn")
-        .args(["-q", "-B", "dependency:copy-dependencies", "-DoutputDirectory=lib", "-DincludeScope=runtime"])
+        .args([
+            "-q",
+            "-B",
+            "dependency:copy-dependencies",
+            "-DoutputDirectory=lib",
+            "-DincludeScope=runtime",
+        ])
         .current_dir(&dir)
         .output()
         .map_err(HarnessError::io("run mvn"))?;
     if !fetched.status.success() {
         let said = String::from_utf8_lossy(&fetched.stdout);
-        return Err(HarnessError::Missing(format!("mvn could not fetch the jars of {name}:\n{said}")));
+        return Err(HarnessError::Missing(format!(
+            "mvn could not fetch the jars of {name}:\n{said}"
+        )));
     }
     std::fs::write(&complete, "").map_err(HarnessError::io("mark the cache of jars"))?;
     Ok(dir.join("lib"))

@@ -74,13 +74,22 @@ impl KafkaBuilder {
             .replace("@ADVERTISED@", &bootstrap)
             .replace("@DIR@", &dir.path().to_string_lossy());
         let config = dir.path().join("server.properties");
-        std::fs::write(&config, properties + &self.properties).map_err(HarnessError::io("write properties"))?;
+        std::fs::write(&config, properties + &self.properties)
+            .map_err(HarnessError::io("write properties"))?;
         let logging = dir.path().join("log4j2.properties");
         std::fs::write(&logging, include_str!("../services/kafka/log4j2.properties"))
             .map_err(HarnessError::io("write log4j2.properties"))?;
         let class_path = format!("{}/*", lib.display());
         let formatted = Command::new("java")
-            .args(["-cp", &class_path, "kafka.tools.StorageTool", "format", "-t", "bW9uYXNjYS1wZXJzaXN0Zw", "-c"])
+            .args([
+                "-cp",
+                &class_path,
+                "kafka.tools.StorageTool",
+                "format",
+                "-t",
+                "bW9uYXNjYS1wZXJzaXN0Zw",
+                "-c",
+            ])
             .arg(&config)
             .output()
             .map_err(HarnessError::io("format Kafka's storage"))?;
@@ -94,7 +103,13 @@ impl KafkaBuilder {
             .args(["kafka.Kafka".to_owned(), config.to_string_lossy().into_owned()])
             .cpu(self.cpu);
         let process = builder.start()?;
-        let kafka = Kafka { process, builder, bootstrap, local: format!("127.0.0.1:{port}"), dir: Some(dir) };
+        let kafka = Kafka {
+            process,
+            builder,
+            bootstrap,
+            local: format!("127.0.0.1:{port}"),
+            dir: Some(dir),
+        };
         kafka.wait_ready()?;
         Ok(kafka)
     }
@@ -180,7 +195,10 @@ impl Kafka {
         let deadline = Instant::now() + READY_WAIT;
         let consumer = consumer(&self.local, "readiness")?;
         while Instant::now() < deadline {
-            if consumer.fetch_metadata(None, Duration::from_secs(1)).is_ok_and(|found| !found.brokers().is_empty()) {
+            if consumer
+                .fetch_metadata(None, Duration::from_secs(1))
+                .is_ok_and(|found| !found.brokers().is_empty())
+            {
                 return Ok(());
             }
             std::thread::sleep(Duration::from_millis(50));
@@ -194,10 +212,12 @@ impl Kafka {
     }
 
     fn admin(&self) -> Result<AdminClient<DefaultClientContext>, HarnessError> {
-        ClientConfig::new()
-            .set("bootstrap.servers", &self.bootstrap)
-            .create()
-            .map_err(|error| HarnessError::Kafka { what: "create admin client".to_owned(), reason: error.to_string() })
+        ClientConfig::new().set("bootstrap.servers", &self.bootstrap).create().map_err(|error| {
+            HarnessError::Kafka {
+                what: "create admin client".to_owned(),
+                reason: error.to_string(),
+            }
+        })
     }
 
     /// Creates a topic.
@@ -223,7 +243,10 @@ impl Kafka {
             }
             std::thread::sleep(Duration::from_millis(50));
         }
-        Err(HarnessError::Kafka { what: format!("create topic {name}"), reason: "no leader".to_owned() })
+        Err(HarnessError::Kafka {
+            what: format!("create topic {name}"),
+            reason: "no leader".to_owned(),
+        })
     }
 
     /// Deletes a topic.
@@ -255,7 +278,9 @@ impl Kafka {
         let consumer = consumer(&self.bootstrap, "end-offsets")?;
         let mut ends = BTreeMap::new();
         for partition in partitions(&consumer, topic)? {
-            let (_, end) = consumer.fetch_watermarks(topic, partition, REQUEST_WAIT).map_err(failed("end offsets"))?;
+            let (_, end) = consumer
+                .fetch_watermarks(topic, partition, REQUEST_WAIT)
+                .map_err(failed("end offsets"))?;
             ends.insert(partition, end);
         }
         Ok(ends)
@@ -271,7 +296,8 @@ impl Kafka {
         for partition in partitions(&consumer, topic)? {
             asked.add_partition(topic, partition);
         }
-        let committed = consumer.committed_offsets(asked, REQUEST_WAIT).map_err(failed("committed offsets"))?;
+        let committed =
+            consumer.committed_offsets(asked, REQUEST_WAIT).map_err(failed("committed offsets"))?;
         Ok(committed
             .elements()
             .iter()
@@ -294,7 +320,10 @@ impl Drop for Kafka {
 pub(crate) fn keep_when_panicking(dir: Option<TempDir>) {
     if let (Some(dir), true) = (dir, std::thread::panicking()) {
         let path = dir.keep();
-        #[expect(clippy::print_stderr, reason = "for the person who reads the failed test's output")]
+        #[expect(
+            clippy::print_stderr,
+            reason = "for the person who reads the failed test's output"
+        )]
         {
             eprintln!("kept for inspection: {}", path.display());
         }
@@ -319,7 +348,8 @@ fn consumer(bootstrap: &str, group: &str) -> Result<BaseConsumer, HarnessError> 
 }
 
 fn partitions(consumer: &BaseConsumer, topic: &str) -> Result<Vec<i32>, HarnessError> {
-    let metadata = consumer.fetch_metadata(Some(topic), REQUEST_WAIT).map_err(failed("read metadata"))?;
+    let metadata =
+        consumer.fetch_metadata(Some(topic), REQUEST_WAIT).map_err(failed("read metadata"))?;
     Ok(metadata
         .topics()
         .iter()

@@ -67,7 +67,8 @@ impl HarnessError {
 /// # Errors
 /// The operating system has none left.
 pub fn free_port() -> Result<u16, HarnessError> {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).map_err(HarnessError::io("find a free port"))?;
+    let listener =
+        TcpListener::bind(("127.0.0.1", 0)).map_err(HarnessError::io("find a free port"))?;
     Ok(listener.local_addr().map_err(HarnessError::io("read a port"))?.port())
 }
 

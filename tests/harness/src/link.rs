@@ -42,7 +42,8 @@ impl Link {
     /// # Errors
     /// No port is free.
     pub fn to(target: &str) -> Result<Self, HarnessError> {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).map_err(HarnessError::io("bind a link"))?;
+        let listener =
+            TcpListener::bind(("127.0.0.1", 0)).map_err(HarnessError::io("bind a link"))?;
         let address = listener.local_addr().map_err(HarnessError::io("read the link's address"))?;
         let shared = Arc::new(Shared::default());
         let (for_accept, target) = (Arc::clone(&shared), target.to_owned());
@@ -131,8 +132,11 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>, target: &str) {
             continue;
         }
         let Ok(service) = TcpStream::connect(target) else { continue };
-        let pairs = (client.try_clone(), service.try_clone(), client.try_clone(), service.try_clone());
-        let (Ok(client_in), Ok(service_out), Ok(client_kept), Ok(service_kept)) = pairs else { continue };
+        let pairs =
+            (client.try_clone(), service.try_clone(), client.try_clone(), service.try_clone());
+        let (Ok(client_in), Ok(service_out), Ok(client_kept), Ok(service_kept)) = pairs else {
+            continue;
+        };
         shared.state().connections.push((client_kept, service_kept));
         let (one, other) = (Arc::clone(shared), Arc::clone(shared));
         std::thread::spawn(move || carry(client_in, service_out, &one));
@@ -153,7 +157,8 @@ fn carry(mut from: TcpStream, mut to: TcpStream, shared: &Shared) {
         };
         std::thread::sleep(delay);
         if let Some(bytes_per_s) = bytes_per_s {
-            let micros = u64::try_from(length).unwrap_or(u64::MAX).saturating_mul(1_000_000) / bytes_per_s;
+            let micros =
+                u64::try_from(length).unwrap_or(u64::MAX).saturating_mul(1_000_000) / bytes_per_s;
             std::thread::sleep(Duration::from_micros(micros));
         }
         if to.write_all(buffer.get(..length).unwrap_or_default()).is_err() {
@@ -171,6 +176,9 @@ fn carry(mut from: TcpStream, mut to: TcpStream, shared: &Shared) {
                     || service.peer_addr().is_ok_and(|peer| peer == *address)
             })
         };
-        client.peer_addr().is_ok() && service.peer_addr().is_ok() && !ours(&from_address) && !ours(&to_address)
+        client.peer_addr().is_ok()
+            && service.peer_addr().is_ok()
+            && !ours(&from_address)
+            && !ours(&to_address)
     });
 }

@@ -32,7 +32,11 @@ fn spawn(command: Command) -> io::Result<Child> {
     });
     let (answer, answered) = channel();
     let gone = || io::Error::other("the spawner thread is gone");
-    spawner.lock().unwrap_or_else(PoisonError::into_inner).send((command, answer)).map_err(|_| gone())?;
+    spawner
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .send((command, answer))
+        .map_err(|_| gone())?;
     answered.recv().map_err(|_| gone())?
 }
 
@@ -110,7 +114,8 @@ impl ProcessBuilder {
             command.current_dir(directory);
         }
         command.stdin(Stdio::null()).stdout(log).stderr(errors);
-        let child = spawn(command).map_err(HarnessError::io(format!("start {}", self.program.display())))?;
+        let child = spawn(command)
+            .map_err(HarnessError::io(format!("start {}", self.program.display())))?;
         Ok(Process { child: Some(child), log: self.log.clone() })
     }
 }
@@ -138,7 +143,9 @@ impl Process {
     /// Everything it printed so far.
     #[must_use]
     pub fn log(&self) -> String {
-        std::fs::read(&self.log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+        std::fs::read(&self.log)
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+            .unwrap_or_default()
     }
 
     /// The last lines it printed.
@@ -156,7 +163,9 @@ impl Process {
     }
 
     fn signal(&self, signal: Signal) {
-        if let Some(pid) = self.pid().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw) {
+        if let Some(pid) =
+            self.pid().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw)
+        {
             // A process that has just ended cannot be signalled and need not be.
             kill_process(pid, signal).ok();
         }
@@ -199,7 +208,9 @@ impl Process {
                     self.child = None;
                     return Some(status);
                 }
-                Ok(None) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(20)),
+                Ok(None) if Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(20))
+                }
                 Ok(None) | Err(_) => return None,
             }
         }
