@@ -31,7 +31,6 @@ use harness::process::ProcessBuilder;
 use harness::{Cassandra, Kafka, Process, http};
 use monasca_persister::decode;
 use rdkafka::ClientConfig;
-use rdkafka::Message as _;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use storage::IdScheme;
 
 pub use check::ConfigProblem;
-pub use load::{ConfigError, Loaded, load};
+pub use load::{ConfigError, ENVIRONMENT_PREFIX, Loaded, load};
 
 use crate::ingest::InitialOffset;
 

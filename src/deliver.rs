@@ -514,10 +514,12 @@ impl Deliver {
 
     fn send(&mut self, now: Duration, effects: &mut Vec<Effect>) {
         // A probe must be possible even when everything that is left waits for its backoff.
-        if self.ready.is_empty() && self.breaker.probe_at().is_some_and(|at| now >= at)
-            && let Some((_, unit)) = self.waiting.pop_first() {
-                self.ready.push_back(unit);
-            }
+        if self.ready.is_empty()
+            && self.breaker.probe_at().is_some_and(|at| now >= at)
+            && let Some((_, unit)) = self.waiting.pop_first()
+        {
+            self.ready.push_back(unit);
+        }
         while self.in_flight < whole(self.limit).min(self.config.in_flight_max).max(1) {
             let Some(unit) = self.ready.front().copied() else { break };
             if !self.breaker.admit(now) {
@@ -581,9 +583,10 @@ impl Deliver {
 
     fn close_if_finished(&mut self, gather: GatherId, effects: &mut Vec<Effect>) {
         if self.gathers.get(&gather).is_some_and(|state| state.unfinished == 0)
-            && let Some(mut state) = self.gathers.remove(&gather) {
-                state.ack_finished(effects);
-            }
+            && let Some(mut state) = self.gathers.remove(&gather)
+        {
+            state.ack_finished(effects);
+        }
     }
 
     /// A gather that waits for few rows acknowledges what is finished once a second.

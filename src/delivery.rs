@@ -240,13 +240,14 @@ impl<F: Fs> Delivery<F> {
             }
             Effect::Forget { unit, written } => {
                 if let (Some(rows), true) = (self.units.remove(&unit), written)
-                    && let Unit::Definition(definition) = rows.as_ref() {
-                        self.memory.lock().unwrap_or_else(PoisonError::into_inner).written(
-                            &definition.series.id,
-                            definition.created_at_ms,
-                            definition.updated_at_ms,
-                        );
-                    }
+                    && let Unit::Definition(definition) = rows.as_ref()
+                {
+                    self.memory.lock().unwrap_or_else(PoisonError::into_inner).written(
+                        &definition.series.id,
+                        definition.created_at_ms,
+                        definition.updated_at_ms,
+                    );
+                }
             }
             Effect::DeadLetter { unit, gather, code, detail } => {
                 self.bury(unit, gather, code, &detail)?
@@ -292,12 +293,13 @@ impl<F: Fs> Delivery<F> {
         let mut chunk = Chunk::default();
         let mut reader = self.wal.reader(position);
         if matches!(reader.next(&mut chunk, 1)?, ReadOutcome::Records)
-            && let Some((_, record)) = chunk.iter().find(|(at, _)| *at == position) {
-                return Ok(match Envelope::decode(record) {
-                    Ok(envelope) => DeadLetter::of(&envelope, element, code, detail),
-                    Err(error) => DeadLetter::unreadable(record, &error),
-                });
-            }
+            && let Some((_, record)) = chunk.iter().find(|(at, _)| *at == position)
+        {
+            return Ok(match Envelope::decode(record) {
+                Ok(envelope) => DeadLetter::of(&envelope, element, code, detail),
+                Err(error) => DeadLetter::unreadable(record, &error),
+            });
+        }
         // Damaged since it was read the first time; the reader reports the gap when it comes by again.
         Err(WalError::Poisoned { cause: "a record that was readable is not any more".into() })
     }

@@ -1,6 +1,6 @@
 //! What the documents say is what the program does.
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+#![expect(clippy::panic, reason = "a test fails by panicking")]
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -36,7 +36,8 @@ fn the_example_configuration_names_every_key() {
     let mut names = BTreeSet::new();
     keys(&serde_json::to_value(Config::default()).unwrap(), &mut names);
     let text = read("docs/config.example.yaml");
-    let missing: Vec<&String> = names.iter().filter(|name| !text.contains(&format!("{name}:"))).collect();
+    let missing: Vec<&String> =
+        names.iter().filter(|name| !text.contains(&format!("{name}:"))).collect();
     assert!(missing.is_empty(), "docs/config.example.yaml lacks {missing:?}");
 }
 
@@ -47,7 +48,8 @@ fn every_metric_name_is_documented() {
     // Names stand in quotes, in snake case, before their help text.
     let mut names = BTreeSet::new();
     for quoted in source.split('"').skip(1).step_by(2) {
-        let is_name = quoted.chars().all(|c| c.is_ascii_lowercase() || c == '_') && !quoted.is_empty();
+        let is_name =
+            quoted.chars().all(|c| c.is_ascii_lowercase() || c == '_') && !quoted.is_empty();
         if is_name && quoted != "monasca_persister" && quoted != "failing" {
             names.insert(quoted.to_owned());
         }
@@ -60,17 +62,24 @@ fn every_metric_name_is_documented() {
 
 #[test]
 fn commands_named_in_the_readme_exist() {
-    let help = Command::new(env!("CARGO_BIN_EXE_monasca-persister")).arg("--help").output().unwrap();
+    let help =
+        Command::new(env!("CARGO_BIN_EXE_monasca-persister")).arg("--help").output().unwrap();
     let help = String::from_utf8_lossy(&help.stdout).into_owned();
     let readme = read("README.md");
     for part in readme.split("`monasca-persister ").skip(1) {
         let command = part.split(['`', ' ']).next().unwrap();
-        assert!(help.contains(&format!("\n  {command}")), "README.md names `{command}`, --help does not");
+        assert!(
+            help.contains(&format!("\n  {command}")),
+            "README.md names `{command}`, --help does not"
+        );
     }
     let makefile = read("Makefile");
     for part in readme.split("`make ").skip(1) {
         let goal = part.split(['`', ' ']).next().unwrap();
-        assert!(makefile.contains(&format!("\n{goal}:")), "README.md names `make {goal}`, the Makefile does not");
+        assert!(
+            makefile.contains(&format!("\n{goal}:")),
+            "README.md names `make {goal}`, the Makefile does not"
+        );
     }
 }
 

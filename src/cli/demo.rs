@@ -38,6 +38,7 @@ pub(super) fn demo(args: &DemoArgs) -> anyhow::Result<ExitCode> {
     let mut broker = DemoBroker::start(topics)?;
     config.kafka.bootstrap_servers = vec![broker.bootstrap().to_owned()];
     begin_anew(&config.data_dir)?;
+    let program = program();
 
     let (handle, signal) = service::stop_channel();
     super::run::stop_on_signals(handle.clone())?;
@@ -50,7 +51,7 @@ pub(super) fn demo(args: &DemoArgs) -> anyhow::Result<ExitCode> {
     let summary = service::run(&config, &signal, |running| {
         let url = format!("http://{}", running.http);
         println!("HTTP      {url}/          (try {url}/api/v1/backlog?pretty)");
-        println!("query     monasca-persister query --url {url}");
+        println!("query     {program} query --url {url}");
         println!("alarms    {url}/api/v1/query/alarms");
         match duration {
             Some(duration) => {
@@ -76,14 +77,18 @@ pub(super) fn demo(args: &DemoArgs) -> anyhow::Result<ExitCode> {
     })?;
     drop(show_stop);
     if let Some(thread) = shown
-        && thread.join().is_err() {
-            eprintln!("the demo's display panicked");
-        }
+        && thread.join().is_err()
+    {
+        eprintln!("the demo's display panicked");
+    }
     broker.stop_feeding();
     println!("\n{}", summary.line());
-    println!("sent by the demo: {} messages", broker.sent());
+    println!(
+        "sent: {} messages; what came after the stop is still in the demo's broker",
+        broker.sent()
+    );
     println!("everything is kept in {}; read it again with:", args.data_dir.display());
-    println!("  monasca-persister query --data-dir {}", args.data_dir.display());
+    println!("  {program} query --data-dir {}", args.data_dir.display());
     Ok(ExitCode::from(if summary.clean { exit::OK } else { exit::DISK }))
 }
 
@@ -110,6 +115,13 @@ fn show(url: &str) {
         );
     }
     println!("{}", line.trim_end());
+}
+
+/// This program as a person in the current directory types it.
+fn program() -> String {
+    let Ok(program) = std::env::current_exe() else { return "monasca-persister".to_owned() };
+    let here = std::env::current_dir().unwrap_or_default();
+    program.strip_prefix(here).unwrap_or(&program).display().to_string()
 }
 
 /// Marks a directory as a demo's own, so that no other is ever removed.

@@ -151,9 +151,10 @@ impl<'de: 'a, 'a> Deserialize<'de> for Dimensions<'a> {
                 pairs.sort_unstable();
                 for pair in pairs.windows(2) {
                     if let [(one, _), (other, _)] = pair
-                        && one == other {
-                            return Err(duplicate("dimension", one));
-                        }
+                        && one == other
+                    {
+                        return Err(duplicate("dimension", one));
+                    }
                 }
                 Ok(pairs)
             }

@@ -36,7 +36,12 @@ fn with(config: DeliverConfig, records: usize, units: Vec<UnitPlan>) -> (Deliver
     (machine, effects)
 }
 
-fn done(machine: &mut Deliver, unit: u64, outcome: Result<(), StoreError>, now: Duration) -> Vec<Effect> {
+fn done(
+    machine: &mut Deliver,
+    unit: u64,
+    outcome: Result<(), StoreError>,
+    now: Duration,
+) -> Vec<Effect> {
     let mut effects = Vec::new();
     machine.on(Event::Done { unit: UnitId(unit), outcome }, now, &mut effects);
     effects
@@ -48,7 +53,8 @@ fn ack(from: u64, to: u64) -> Effect {
 
 #[test]
 fn a_finished_gather_is_acknowledged_as_one_range() {
-    let (mut machine, effects) = with(DeliverConfig::default(), 3, vec![plan(1, &[0, 2]), plan(2, &[1])]);
+    let (mut machine, effects) =
+        with(DeliverConfig::default(), 3, vec![plan(1, &[0, 2]), plan(2, &[1])]);
     assert_eq!(effects, [Effect::Write(UnitId(1)), Effect::Write(UnitId(2))]);
     assert!(!done(&mut machine, 2, Ok(()), SECOND).contains(&ack(100, 103)));
     assert!(done(&mut machine, 1, Ok(()), SECOND).contains(&ack(100, 103)));
@@ -58,7 +64,11 @@ fn a_finished_gather_is_acknowledged_as_one_range() {
 #[test]
 fn one_slow_unit_does_not_hold_back_the_others_for_more_than_a_second() {
     let (mut machine, _) = with(DeliverConfig::default(), 3, vec![plan(1, &[1]), plan(2, &[0, 2])]);
-    assert!(!done(&mut machine, 2, Ok(()), SECOND + SECOND / 2).iter().any(|e| matches!(e, Effect::Ack(_))));
+    assert!(
+        !done(&mut machine, 2, Ok(()), SECOND + SECOND / 2)
+            .iter()
+            .any(|e| matches!(e, Effect::Ack(_)))
+    );
     let mut effects = Vec::new();
     machine.on(Event::Tick, 3 * SECOND, &mut effects);
     assert_eq!(effects, [ack(100, 101), ack(102, 103)]);
@@ -82,20 +92,32 @@ fn a_definition_that_can_never_be_stored_makes_dead_letters_of_its_measurements(
     let follower = UnitPlan { after: Some(UnitId(1)), ..plan(2, &[0]) };
     let (mut machine, _) = with(DeliverConfig::default(), 1, vec![definition, follower]);
     let effects = done(&mut machine, 1, Err(error(Verdict::Reject)), SECOND);
-    assert!(effects.iter().any(|e| matches!(e, Effect::DeadLetter { unit: UnitId(2), .. })), "{effects:?}");
+    assert!(
+        effects.iter().any(|e| matches!(e, Effect::DeadLetter { unit: UnitId(2), .. })),
+        "{effects:?}"
+    );
     let mut effects = Vec::new();
-    machine.on(Event::DeadLettered { gather: GatherId(1), records: vec![record(0)] }, SECOND, &mut effects);
+    machine.on(
+        Event::DeadLettered { gather: GatherId(1), records: vec![record(0)] },
+        SECOND,
+        &mut effects,
+    );
     assert_eq!(effects, [ack(100, 101)]);
 }
 
 #[test]
 fn a_row_that_is_refused_among_others_is_found_by_halving() {
     let (mut machine, _) = with(DeliverConfig::default(), 2, vec![plan(1, &[0, 1])]);
-    assert_eq!(done(&mut machine, 1, Err(error(Verdict::Reject)), SECOND), [Effect::Split(UnitId(1))]);
+    assert_eq!(
+        done(&mut machine, 1, Err(error(Verdict::Reject)), SECOND),
+        [Effect::Split(UnitId(1))]
+    );
     let mut effects = Vec::new();
     let halves = [plan(2, &[0]), plan(3, &[1])];
     machine.on(Event::Halves { unit: UnitId(1), halves }, SECOND, &mut effects);
-    assert!(effects.contains(&Effect::Write(UnitId(2))) && effects.contains(&Effect::Write(UnitId(3))));
+    assert!(
+        effects.contains(&Effect::Write(UnitId(2))) && effects.contains(&Effect::Write(UnitId(3)))
+    );
     let effects = done(&mut machine, 3, Err(error(Verdict::Reject)), SECOND);
     assert!(effects.iter().any(|e| matches!(e, Effect::DeadLetter { unit: UnitId(3), .. })));
     assert_eq!(machine.counts().rows_rejected, 1);
@@ -103,7 +125,10 @@ fn a_row_that_is_refused_among_others_is_found_by_halving() {
 
 #[test]
 fn an_unknown_outcome_is_sent_again_for_ever_and_never_acknowledged() {
-    let config = DeliverConfig { breaker: BreakerConfig { failures_max: u32::MAX, ..BreakerConfig::default() }, ..DeliverConfig::default() };
+    let config = DeliverConfig {
+        breaker: BreakerConfig { failures_max: u32::MAX, ..BreakerConfig::default() },
+        ..DeliverConfig::default()
+    };
     let (mut machine, _) = with(config, 1, vec![plan(1, &[0])]);
     let mut now = SECOND;
     for _ in 0..200 {
@@ -167,6 +192,8 @@ fn rows_of_a_store_that_flushes_are_acknowledged_after_the_flush_that_followed_t
     machine.on(Event::Tick, 3 * SECOND, &mut effects);
     let mut effects = Vec::new();
     machine.on(Event::Flushed { ok: true }, 3 * SECOND, &mut effects);
-    assert!(effects.iter().any(|e| matches!(e, Effect::Ack(range) if range.end == Position::new(102))));
+    assert!(
+        effects.iter().any(|e| matches!(e, Effect::Ack(range) if range.end == Position::new(102)))
+    );
     assert!(machine.is_idle());
 }

@@ -78,9 +78,10 @@ impl DemoBroker {
     pub fn stop_feeding(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         if let Some(feeder) = self.feeder.take()
-            && feeder.join().is_err() {
-                tracing::error!(code = "PANIC", "the demo's feeder panicked");
-            }
+            && feeder.join().is_err()
+        {
+            tracing::error!(code = "PANIC", "the demo's feeder panicked");
+        }
     }
 }
 
@@ -91,9 +92,10 @@ fn feed(producer: &BaseProducer, topics: &Topics, stop: &AtomicBool, sent: &Atom
         let now_ms = wall_ms();
         host.sample(now_ms, &mut |message| send(producer, &topics.metrics, &message, sent));
         if let Some(utilization) = host.cpu_utilization_perc()
-            && let Some(message) = alarm.observe(utilization, now_ms) {
-                send(producer, &topics.alarms, &message, sent);
-            }
+            && let Some(message) = alarm.observe(utilization, now_ms)
+        {
+            send(producer, &topics.alarms, &message, sent);
+        }
         producer.poll(Duration::ZERO);
         std::thread::sleep(SAMPLE_INTERVAL);
     }

@@ -164,7 +164,8 @@ fn metric(plan: Plan, number: usize, timestamp_ms: i64) -> Sent {
     // Each time of a series once, so that each message is a row of its own.
     let time_ms = timestamp_ms - 5;
     let value = f64::from(u32::try_from(number).unwrap()) * 0.37;
-    let value_meta = if number.is_multiple_of(9) { format!(r#"{{"n":"{number}"}}"#) } else { String::new() };
+    let value_meta =
+        if number.is_multiple_of(9) { format!(r#"{{"n":"{number}"}}"#) } else { String::new() };
     let meta = if value_meta.is_empty() { "null" } else { &value_meta };
     let payload = format!(
         r#"{{"metric":{{"name":"{name}","dimensions":{{"hostname":"{host}","service":"monitoring"}},"timestamp":{time_ms},"value":{value},"value_meta":{meta}}},"meta":{{"tenantId":"tenant","region":"region"}},"creation_time":1}}"#

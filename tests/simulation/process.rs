@@ -261,9 +261,10 @@ impl Process {
     /// The reader looks ahead and hands over what is complete.
     pub fn deliver(&mut self, now: Duration, now_ms: i64, hurry: bool) -> Result<(), Died> {
         if self.delivery.machine().outstanding_rows() < 60
-            && let Some(gathered) = self.reader.pull(hurry, now, now_ms).map_err(Died::of)? {
-                self.delivery.gathered(gathered, now).map_err(Died::of)?;
-            }
+            && let Some(gathered) = self.reader.pull(hurry, now, now_ms).map_err(Died::of)?
+        {
+            self.delivery.gathered(gathered, now).map_err(Died::of)?;
+        }
         self.delivery.tick(now).map_err(Died::of)?;
         self.collect();
         Ok(())
