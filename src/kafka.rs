@@ -110,6 +110,8 @@ struct Context {
     started: Instant,
     /// A callback found that the log failed; the loop ends with it.
     failed: Mutex<Option<IntakeError>>,
+    /// Everything was settled already: the revocation that follows has nothing to commit.
+    leaving: AtomicBool,
 }
 
 impl Context {
@@ -192,7 +194,7 @@ impl Context {
         let numbers: Vec<i32> =
             partitions.elements().iter().map(|element| element.partition()).collect();
         let lost = consumer.assignment_lost();
-        if !lost {
+        if !lost && !self.leaving.load(Ordering::Relaxed) {
             let settled = lock(&self.intake).settle(&numbers, self.now());
             match settled {
                 Ok(offsets) => self.commit(consumer, &offsets, CommitMode::Sync),
@@ -383,6 +385,7 @@ impl Ingestion {
             shared,
             started,
             failed: Mutex::new(None),
+            leaving: AtomicBool::new(false),
         };
         let consumer: BaseConsumer<Context> =
             client_config(kafka, pipeline).create_with_context(context)?;
@@ -400,7 +403,26 @@ impl Ingestion {
         while !stop.load(Ordering::Relaxed) {
             self.turn(&context, &mut effects)?;
         }
-        self.leave(&context)
+        let end = self.leave(&context)?;
+        self.close();
+        Ok(end)
+    }
+
+    /// Closes the consumer on a thread of its own: with no broker that may take longer than a stop should.
+    fn close(self) {
+        let (closed, waiting) = crossbeam_channel::bounded::<()>(1);
+        let spawned = std::thread::Builder::new().name("kafka-close".to_owned()).spawn(move || {
+            drop(self);
+            drop(closed);
+        });
+        if spawned.is_err()
+            || waiting.recv_timeout(CALLBACK_WAIT).is_err_and(|error| error.is_timeout())
+        {
+            tracing::warn!(
+                code = "KAFKA_CLOSE",
+                "the consumer does not close in time; the process ends without it"
+            );
+        }
     }
 
     /// One turn: wait for a message, take what else is there, hand it to the log, do what the machine says.
@@ -456,7 +478,25 @@ impl Ingestion {
             intake.machine().progress().map(|(partition, _)| partition).collect()
         };
         let offsets = lock(&context.intake).settle(&partitions, context.now())?;
-        context.commit(&self.consumer, &offsets, CommitMode::Sync);
+        // Confirmed by polling, so that a broker that is away costs a bounded time and not the client's patience.
+        context.commit(&self.consumer, &offsets, CommitMode::Async);
+        let deadline = Instant::now() + CALLBACK_WAIT;
+        while Instant::now() < deadline && !lock(&context.intake).machine().committable().is_empty()
+        {
+            if let Some(Err(error)) = self.consumer.poll(POLL_WAIT) {
+                tracing::debug!(%error, "poll for the last commit");
+            }
+        }
+        let open = lock(&context.intake).machine().committable().len();
+        if open > 0 {
+            tracing::warn!(
+                code = "KAFKA_COMMIT",
+                topic = context.topic,
+                partitions = open,
+                "the last offsets could not be committed; the log knows them and goes on behind them"
+            );
+        }
+        context.leaving.store(true, Ordering::Relaxed);
         publish(context);
         let end = IngestEnd { partitions: context.shared.snapshot().partitions };
         // The revocation that follows has nothing left to do but to say goodbye; it is served by polls.

@@ -100,6 +100,9 @@ pub fn run(
         .enable_all()
         .build()
         .context("start async runtime")?;
+    // Dropped only after a clean stop: threads that still wait on it when the service fails must not panic before the
+    // process has ended with its exit code.
+    let runtime = std::mem::ManuallyDrop::new(runtime);
     let bound = runtime.block_on(http::Bound::to(config.http.bind))?;
     let address = bound.address;
     std::fs::create_dir_all(&config.data_dir)
@@ -162,7 +165,7 @@ pub fn run(
     if server.is_err() {
         tracing::debug!("HTTP connections were still open at the end");
     }
-    runtime.shutdown_timeout(Duration::from_secs(2));
+    std::mem::ManuallyDrop::into_inner(runtime).shutdown_timeout(Duration::from_secs(2));
     Ok(ended)
 }
 

@@ -1,15 +1,15 @@
 //! `dead-letters list`: messages that can never be stored, from a running persister or from its directory.
 
 use std::collections::BTreeSet;
+use std::ops::ControlFlow;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
-use wal::{DiskFs, NoCarry, Position, Wal, WalConfig};
+use wal::{DiskFs, Scanned};
 
 use super::{ConfigFile, ask};
-use crate::dead_letters::{DeadLetter, DeadLetters};
+use crate::dead_letters::DeadLetter;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum DeadLettersCommand {
@@ -58,32 +58,33 @@ fn list_running(url: &str) -> anyhow::Result<()> {
     }
 }
 
-/// Reads the directory of a persister that does not run.
+/// Reads the directory, and only reads; a persister may be running on it.
 fn list_directory(file: &ConfigFile) -> anyhow::Result<()> {
     let config = file.load()?.config;
     let dir = crate::service::dead_letters_dir(&config);
     anyhow::ensure!(dir.is_dir(), "{} is no directory: nothing was ever kept there", dir.display());
-    let fs = DiskFs::open(&dir).with_context(|| format!("open {}", dir.display()))?;
-    let (wal, _report) = Wal::open(fs, WalConfig::default(), Box::new(NoCarry), Duration::ZERO)
-        .with_context(|| {
-            format!("open {} (a running persister holds it: use --url)", dir.display())
-        })?;
-    let letters = DeadLetters::new(wal);
+    let fs = DiskFs::open_existing(&dir).with_context(|| format!("open {}", dir.display()))?;
     let mut seen = BTreeSet::new();
-    let mut lines: Vec<DeadLetter> = Vec::new();
-    let mut next = Position::ZERO;
-    loop {
-        let after = letters.read(next, 1000, |_, letter| {
-            if seen.insert(letter.key()) {
-                lines.push(letter);
+    let mut failed = None;
+    wal::scan(&fs, |scanned| {
+        let Scanned::Record { position, bytes } = scanned else { return ControlFlow::Continue(()) };
+        let line = DeadLetter::decode(bytes)
+            .with_context(|| format!("read dead letter at position {position}"))
+            .and_then(|letter| {
+                Ok(seen
+                    .insert(letter.key())
+                    .then_some(serde_json::to_string(&letter).context("write dead letter")?))
+            });
+        match line {
+            Ok(Some(line)) => println!("{line}"),
+            Ok(None) => {}
+            Err(error) => {
+                failed = Some(error);
+                return ControlFlow::Break(());
             }
-        })?;
-        for letter in lines.drain(..) {
-            println!("{}", serde_json::to_string(&letter).context("write dead letter")?);
         }
-        if after == next {
-            return Ok(());
-        }
-        next = after;
-    }
+        ControlFlow::Continue(())
+    })
+    .with_context(|| format!("read {}", dir.display()))?;
+    failed.map_or(Ok(()), Err)
 }
