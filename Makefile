@@ -19,7 +19,8 @@ test: ## Run every test, with a real Kafka and a real Cassandra that are started
 	$(MAKE) --no-print-directory test-fast test-services
 
 test-fast: ## Tests that need no service: units, log, simulator.
-	$(CARGO) test --locked --workspace --lib --bins --doc 2>/dev/null || $(CARGO) test --locked --workspace --lib --bins
+	$(CARGO) test --locked --workspace --lib --bins
+	$(CARGO) test --locked --workspace --doc
 	$(CARGO) test --locked -p wal --tests
 	$(CARGO) test --locked --test simulation --test documents -- --nocapture
 
