@@ -161,6 +161,24 @@ impl Persister {
             .sum()
     }
 
+    /// Waits until this process has taken this many metrics from Kafka.
+    pub fn wait_taken(&self, metrics: u64, timeout: Duration) {
+        let deadline = Instant::now() + timeout;
+        while self.metrics_taken() < metrics {
+            assert!(
+                Instant::now() < deadline,
+                "not {metrics} messages after {timeout:?}:\n{}",
+                self.process.log_tail()
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn metrics_taken(&self) -> u64 {
+        let status = self.json("/api/v1/status");
+        status["pipelines"]["metrics"]["intake"]["messages"].as_u64().unwrap()
+    }
+
     /// Waits until nothing waits in its logs.
     pub fn wait_delivered(&self, timeout: Duration) -> Result<(), String> {
         let deadline = Instant::now() + timeout;
