@@ -1,17 +1,22 @@
 //! Making acks durable, and giving back the space of what was delivered.
 //!
-//! The order is fixed: acked, then CURSOR durable, then the hold-back over, then unlinked. Neither
-//! acks nor checkpoints nor reclaiming need new disk space.
+//! The order is fixed: acked, then CURSOR durable, then the hold-back over, then the file is used
+//! again or removed. Neither acks nor checkpoints nor reclaiming need new disk space.
 
 use std::time::Duration;
 
 use crate::error::WalError;
 use crate::format::slot::{RANGES_MAX, Slot};
-use crate::format::{BLOCK_BYTES, CURSOR_NAME, segment_name};
+use crate::format::{BLOCK_BYTES, CURSOR_NAME, segment_name, spare_name};
 use crate::fs::{Fs, FsFile, write_all_at};
 use crate::log::{Wal, lock};
-use crate::position::SegmentNumber;
+use crate::position::{Position, SegmentNumber};
+use crate::prepare::Spare;
 use crate::segment::{Fault, SegmentInfo};
+
+/// Reclaimed files kept for use again: enough for the segments of one checkpoint interval at full
+/// speed.
+const SPARES_MAX: usize = 4;
 
 /// The open CURSOR file and what its next slot must say.
 #[derive(Debug)]
@@ -38,7 +43,7 @@ impl<File: FsFile> CursorFile<File> {
 }
 
 impl<F: Fs> Wal<F> {
-    /// Makes the acks durable, then removes the segments that a checkpoint older than
+    /// Makes the acks durable, then gives back the segments that a checkpoint older than
     /// `config.hold_back` found delivered. `now` is the clock given to `open`.
     ///
     /// # Errors
@@ -49,6 +54,7 @@ impl<F: Fs> Wal<F> {
         let acks = lock(&self.log.acks);
         let delivered = acks.delivered();
         let ranges = acks.ranges().take(RANGES_MAX).collect();
+        let held = acks.snapshot();
         drop(acks);
         let (durable, segment) = {
             let state = lock(&self.log.state);
@@ -72,58 +78,84 @@ impl<F: Fs> Wal<F> {
         if !unchanged && let Err(fault) = cursor.write(slot, &self.log.fs.path_of(CURSOR_NAME)) {
             return Err(self.poison_if_fatal(fault));
         }
-        self.reclaim(now, delivered)
+        let floor = {
+            let mut acks = lock(&self.log.acks);
+            // Only what is in the slot is durable; acks that came since wait for the next one.
+            acks.hold(held, now, self.log.config.hold_back);
+            acks.floor()
+        };
+        self.look_at_free_space();
+        self.log.shed_stock()?;
+        self.reclaim(floor)
     }
 
-    fn reclaim(&self, now: Duration, delivered: crate::position::Position) -> Result<(), WalError> {
-        let mut removed = false;
+    /// Free space below the floor is pressure like a full quota.
+    fn look_at_free_space(&self) {
+        // A file system that does not tell is taken to have enough: writing finds out.
+        let below = self
+            .log
+            .fs
+            .space()
+            .is_ok_and(|space| space.free_bytes < self.log.config.min_free_bytes);
+        lock(&self.log.state).below_floor = below;
+    }
+
+    fn reclaim(&self, floor: Position) -> Result<(), WalError> {
+        let fs = &self.log.fs;
+        let mut spares = Vec::new();
+        let mut changed = false;
         let mut outcome = Ok(());
-        while let Some(segment) = self.next_reclaimable(now, delivered) {
+        while let Some((segment, keep)) = self.next_reclaimable(floor, spares.len()) {
             let name = segment_name(segment.number);
-            match self.log.fs.unlink(&name) {
-                Ok(()) => removed = true,
+            let done =
+                if keep { fs.rename(&name, &spare_name(segment.number)) } else { fs.unlink(&name) };
+            match done {
+                Ok(()) => {
+                    changed = true;
+                    if keep {
+                        spares.push(Spare { number: segment.number, bytes: segment.bytes });
+                    }
+                }
                 // Somebody else removed it.
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
                 Err(error) => {
                     lock(&self.log.state).segments.push_front(segment);
-                    outcome = Err(WalError::io("remove", self.log.fs.path_of(&name), error));
+                    outcome = Err(WalError::io("remove", fs.path_of(&name), error));
                     break;
                 }
             }
         }
-        if removed && let Err(error) = self.log.fs.sync_dir() {
-            let fault = Fault::hard("sync the directory of", self.log.fs.path_of("."), error);
+        if changed && let Err(error) = fs.sync_dir() {
+            let fault = Fault::hard("sync the directory of", fs.path_of("."), error);
             return Err(self.poison_if_fatal(fault));
+        }
+        // Only now: a name that came back after a crash must not show another segment's header.
+        if !spares.is_empty() {
+            lock(&self.log.state).stock.spares.extend(spares);
+            self.log.idle.notify_one();
         }
         outcome
     }
 
-    /// Notes since when segments are covered by a checkpoint, and takes the oldest off the list if
-    /// its time has come. It leaves the list before its file goes, so that a reader that finds no
-    /// file looks again.
-    fn next_reclaimable(
-        &self,
-        now: Duration,
-        delivered: crate::position::Position,
-    ) -> Option<SegmentInfo> {
+    /// Takes the oldest segment off the list if its time has come, and says whether its file is
+    /// worth keeping. It leaves the list before its file goes, so that a reader that finds no file
+    /// looks again.
+    fn next_reclaimable(&self, floor: Position, new_spares: usize) -> Option<(SegmentInfo, bool)> {
         let mut state = lock(&self.log.state);
-        for segment in &mut state.segments {
-            match segment.end {
-                Some(end) if end.position <= delivered => {
-                    segment.covered_since.get_or_insert(now);
-                }
-                Some(_) | None => break,
-            }
-        }
         // A gap between two segments counts as the end of the first.
         let next_base = state.segments.get(1).map(|next| next.base)?;
         let oldest = state.segments.front()?;
-        let waited = oldest.covered_since.and_then(|since| now.checked_sub(since))?;
-        if oldest.is_finished() && waited >= self.log.config.hold_back && next_base <= delivered {
-            state.segments.pop_front()
-        } else {
-            None
+        let ends = oldest.end.is_some_and(|end| end.position <= floor);
+        if !ends || next_base > floor {
+            return None;
         }
+        let keep = !oldest.damaged
+            && oldest.bytes == self.log.config.segment_bytes
+            && self.log.fs.overwrites_in_place()
+            && !state.below_floor
+            && !state.closed
+            && state.stock.spares.len() + new_spares < SPARES_MAX;
+        state.segments.pop_front().map(|segment| (segment, keep))
     }
 
     fn poison_if_fatal(&self, fault: Fault) -> WalError {

@@ -4,14 +4,16 @@
 //! of frames pass through it. Whoever leads carries out the effects and reports back:
 //!
 //! ```text
-//! Lead --> Rotate --Rotated--> Write(group) --Written--> Sync(group) --Synced--> Resolve(durable)
-//!              \                   \
-//!               `-----NoSpace-------`--> Rest: the frames stay queued, `starved` is set
+//! Lead --> Rotate --Rotated--> Write(group) --Synced--> Settle: durable
+//!             |                     |
+//!             NoSegment             NoSpace --> Settle: back on the queue, `starved` is set
 //! any step: Failed --> Poison, for ever
 //! ```
 //!
-//! It promises that durable moves only after the sync of the group, in the order of the queue, and
-//! never again after a failure.
+//! Several groups may be in flight, and may come back in any order. The machine promises that
+//! durable moves only after the sync of a group *and of all groups before it*, in the order of the
+//! queue, and never again after a failure; that the segment is changed only while nothing is in
+//! flight; and that a group that found no space takes those behind it back with it.
 
 use std::collections::VecDeque;
 
@@ -28,6 +30,13 @@ pub(crate) type Sequence = u64;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct GroupId(u64);
 
+impl GroupId {
+    /// Which of so many slots the group has: groups in flight side by side never share one.
+    pub fn slot(self, slots: usize) -> u64 {
+        self.0 % slots as u64
+    }
+}
+
 /// The frames at the head of the queue that go to the disk together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Group {
@@ -37,21 +46,33 @@ pub(crate) struct Group {
     pub end: Position,
 }
 
+/// The space that a segment offers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Offer {
+    /// Bytes for groups.
+    pub room: u64,
+    /// They lie in extents that were written before: groups can be in flight side by side, and
+    /// none of them can find the disk full.
+    pub prepared: bool,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Event {
     /// A frame joined the queue.
     Queued { bytes: u64, end: Position },
     /// Somebody is ready to write.
     Lead,
-    /// A new segment with this much room is in place.
-    Rotated { room: u64 },
-    /// The group is in the file.
-    Written(GroupId),
-    /// The file was synced after the group was in it.
+    /// A new segment is in place.
+    Rotated(Offer),
+    /// A better segment than the present one waits.
+    Prepared,
+    /// The group is in the file, and the file was synced after that.
     Synced(GroupId),
-    /// There was no space for the last effect; nothing of it counts.
-    NoSpace,
-    /// The last effect failed.
+    /// There was no space for this group; nothing of it counts.
+    NoSpace(GroupId),
+    /// There was no space for a new segment.
+    NoSegment,
+    /// A step failed.
     Failed,
 }
 
@@ -61,12 +82,12 @@ pub(crate) enum Effect {
     Rest,
     /// Finish the segment and begin the next one.
     Rotate,
-    /// Take the group off the queue and write it.
+    /// Take the group off the queue, write it, and sync.
     Write(Group),
-    /// Sync the file the group was written to.
-    Sync(GroupId),
-    /// Everything before this position is durable: tell the waiting.
-    Resolve(Position),
+    /// Groups are done with. The oldest `durable` ones in flight are durable: tell the waiting. The
+    /// `back` ones after them, all that are left, go back on the queue, and the place where the
+    /// oldest of these began is free again.
+    Settle { durable: usize, back: usize },
     /// Fail everybody, now and later.
     Poison,
 }
@@ -77,16 +98,28 @@ struct Item {
     end: Position,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Progress {
+    Begun,
+    Synced,
+    NoSpace,
+}
+
 #[derive(Debug)]
 pub(crate) struct Commit {
-    /// Everything not durable yet; the group in flight is its head.
+    /// Everything not durable yet; the groups in flight are its head.
     queue: VecDeque<Item>,
     queued_bytes: u64,
+    /// Of frames that wait for a group.
     planned_bytes: u64,
-    in_flight: Option<Group>,
+    in_flight: VecDeque<(Group, Progress)>,
+    /// Frames of the groups in flight.
+    taken: usize,
+    in_flight_max: usize,
     groups: u64,
-    room: u64,
+    offer: Offer,
     segment_used: bool,
+    better_segment: bool,
     appended: Position,
     durable: Position,
     sequence_appended: Sequence,
@@ -96,15 +129,18 @@ pub(crate) struct Commit {
 }
 
 impl Commit {
-    pub fn new(durable: Position, room: u64) -> Self {
+    pub fn new(durable: Position, offer: Offer, in_flight_max: usize) -> Self {
         Self {
             queue: VecDeque::new(),
             queued_bytes: 0,
             planned_bytes: 0,
-            in_flight: None,
+            in_flight: VecDeque::new(),
+            taken: 0,
+            in_flight_max,
             groups: 0,
-            room,
+            offer,
             segment_used: false,
+            better_segment: false,
             appended: durable,
             durable,
             sequence_appended: 0,
@@ -129,36 +165,19 @@ impl Commit {
                 Effect::Rest
             }
             Event::Lead => self.next_group(),
-            Event::Rotated { room } => {
-                self.room = room;
+            Event::Rotated(offer) => {
+                self.offer = offer;
                 self.segment_used = false;
+                self.better_segment = false;
                 self.next_group()
             }
-            Event::Written(id) => match self.in_flight.filter(|group| group.id == id) {
-                Some(group) => {
-                    self.starved = false;
-                    self.room = self.room.saturating_sub(group.bytes);
-                    self.segment_used = true;
-                    Effect::Sync(id)
-                }
-                None => Effect::Rest,
-            },
-            Event::Synced(id) => match self.in_flight.filter(|group| group.id == id) {
-                Some(group) => {
-                    self.in_flight = None;
-                    for item in self.queue.drain(..group.frames) {
-                        self.queued_bytes -= item.bytes;
-                        self.planned_bytes -= planned_bytes(item.bytes);
-                    }
-                    self.sequence_durable += group.frames as u64;
-                    self.durable = group.end;
-                    debug_assert!(self.durable <= self.appended);
-                    Effect::Resolve(self.durable)
-                }
-                None => Effect::Rest,
-            },
-            Event::NoSpace => {
-                self.in_flight = None;
+            Event::Prepared => {
+                self.better_segment = true;
+                Effect::Rest
+            }
+            Event::Synced(id) => self.came_back(id, Progress::Synced),
+            Event::NoSpace(id) => self.came_back(id, Progress::NoSpace),
+            Event::NoSegment => {
                 self.starved = true;
                 Effect::Rest
             }
@@ -169,16 +188,57 @@ impl Commit {
         }
     }
 
-    fn next_group(&mut self) -> Effect {
-        if self.in_flight.is_some() {
-            return Effect::Rest;
-        }
-        let Some(first) = self.queue.front() else {
+    /// A group has ended: what it means depends on the groups before it.
+    fn came_back(&mut self, id: GroupId, came: Progress) -> Effect {
+        let Some((_, progress)) = self.in_flight.iter_mut().find(|(group, _)| group.id == id)
+        else {
             return Effect::Rest;
         };
-        let limit = GROUP_BYTES_MAX.min(self.room);
+        *progress = came;
+        let mut durable = 0;
+        while let Some((group, Progress::Synced)) = self.in_flight.front().copied() {
+            self.in_flight.pop_front();
+            durable += 1;
+            self.taken -= group.frames;
+            for item in self.queue.drain(..group.frames) {
+                self.queued_bytes -= item.bytes;
+            }
+            self.sequence_durable += group.frames as u64;
+            self.durable = group.end;
+            self.starved = false;
+            debug_assert!(self.durable <= self.appended);
+        }
+        let ended = self.in_flight.iter().all(|(_, progress)| *progress != Progress::Begun);
+        let mut back = 0;
+        if ended && !self.in_flight.is_empty() {
+            // The oldest found no space, and those behind it are worth nothing without it.
+            back = self.in_flight.len();
+            self.offer.room += self.in_flight.iter().map(|(group, _)| group.bytes).sum::<u64>();
+            self.in_flight.clear();
+            let back = self.queue.iter().take(std::mem::take(&mut self.taken));
+            self.planned_bytes += back.map(|item| planned_bytes(item.bytes)).sum::<u64>();
+            self.starved = true;
+        }
+        if durable + back > 0 { Effect::Settle { durable, back } } else { Effect::Rest }
+    }
+
+    /// Whether `Lead` would find something to do now.
+    pub fn can_lead(&self) -> bool {
+        let slots = if self.offer.prepared { self.in_flight_max } else { 1 };
+        let stuck = self.in_flight.iter().any(|(_, progress)| *progress == Progress::NoSpace);
+        self.queue.len() > self.taken && self.in_flight.len() < slots && !stuck && !self.failed
+    }
+
+    fn next_group(&mut self) -> Effect {
+        if !self.can_lead() {
+            return Effect::Rest;
+        }
+        let Some(first) = self.queue.get(self.taken) else {
+            return Effect::Rest;
+        };
+        let limit = GROUP_BYTES_MAX.min(self.offer.room);
         let (mut frames, mut bytes, mut end) = (0, 0, first.end);
-        for item in &self.queue {
+        for item in self.queue.iter().skip(self.taken) {
             if align_block(bytes + item.bytes) > limit {
                 break;
             }
@@ -186,24 +246,30 @@ impl Commit {
             bytes += item.bytes;
             end = item.end;
         }
+        // A fresh segment takes one frame of any length.
+        let too_long = frames == 0 && align_block(first.bytes) > self.offer.room;
+        let move_on = self.better_segment && !self.offer.prepared;
+        if move_on || (self.segment_used && too_long) {
+            return if self.in_flight.is_empty() { Effect::Rotate } else { Effect::Rest };
+        }
         if frames == 0 {
-            // Longer than a group may be, or than the room that is left. A fresh segment takes
-            // one frame of any length.
-            if self.segment_used && align_block(first.bytes) > self.room {
-                return Effect::Rotate;
-            }
             (frames, bytes) = (1, first.bytes);
         }
         self.groups += 1;
         let id = GroupId(self.groups);
         let group = Group { id, frames, bytes: align_block(bytes), end };
-        self.in_flight = Some(group);
+        self.offer.room = self.offer.room.saturating_sub(group.bytes);
+        self.segment_used = true;
+        let taken = self.queue.iter().skip(self.taken).take(frames);
+        self.planned_bytes -= taken.map(|item| planned_bytes(item.bytes)).sum::<u64>();
+        self.taken += frames;
+        self.in_flight.push_back((group, Progress::Begun));
         Effect::Write(group)
     }
 
     /// A mark or seal took a block.
     pub fn took(&mut self, bytes: u64) {
-        self.room = self.room.saturating_sub(bytes);
+        self.offer.room = self.offer.room.saturating_sub(bytes);
     }
 
     pub fn appended(&self) -> Position {
@@ -222,19 +288,29 @@ impl Commit {
         self.sequence_durable
     }
 
+    /// What the present segment still offers.
+    pub fn offer(&self) -> Offer {
+        self.offer
+    }
+
     /// Bytes of frames that are not durable yet.
     pub fn queued_bytes(&self) -> u64 {
         self.queued_bytes
     }
 
-    /// The most disk bytes they can take, changes of segment not counted.
+    /// The most disk bytes that those without a place can take, changes of segment not counted.
     pub fn planned_bytes(&self) -> u64 {
         self.planned_bytes
     }
 
-    /// Frames that are not durable yet.
-    pub fn queued_frames(&self) -> usize {
-        self.queue.len()
+    /// Bytes of the groups in flight: they have their place already.
+    pub fn in_flight_bytes(&self) -> u64 {
+        self.in_flight.iter().map(|(group, _)| group.bytes).sum()
+    }
+
+    /// Frames that wait for a group.
+    pub fn waiting_frames(&self) -> usize {
+        self.queue.len() - self.taken
     }
 
     /// The last attempt to write found no space.
@@ -243,7 +319,11 @@ impl Commit {
     }
 
     pub fn idle(&self) -> bool {
-        self.queue.is_empty() && self.in_flight.is_none()
+        self.queue.is_empty()
+    }
+
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.len()
     }
 }
 
@@ -258,6 +338,10 @@ mod tests {
         }
     }
 
+    fn new(room: u64) -> Commit {
+        Commit::new(Position::ZERO, Offer { room, prepared: true }, 2)
+    }
+
     fn group(effect: Effect) -> Group {
         match effect {
             Effect::Write(group) => group,
@@ -265,69 +349,144 @@ mod tests {
         }
     }
 
+    const fn durable(groups: usize) -> Effect {
+        Effect::Settle { durable: groups, back: 0 }
+    }
+
     #[test]
     fn everything_queued_shares_one_sync() {
-        let mut commit = Commit::new(Position::ZERO, 1 << 20);
+        let mut commit = new(1 << 20);
         queue(&mut commit, &[1000; 50]);
         let written = group(commit.on(Event::Lead));
         assert_eq!((written.frames, written.bytes), (50, align_block(50_000)));
-        assert_eq!(commit.on(Event::Lead), Effect::Rest, "one group in flight");
-        assert_eq!(commit.on(Event::Written(written.id)), Effect::Sync(written.id));
+        assert_eq!(commit.on(Event::Lead), Effect::Rest, "nothing waits");
         assert_eq!(commit.durable(), Position::ZERO, "written is not durable");
-        assert_eq!(commit.on(Event::Synced(written.id)), Effect::Resolve(Position::new(50)));
+        assert_eq!(commit.on(Event::Synced(written.id)), durable(1));
         assert!(commit.idle());
         assert_eq!((commit.queued_bytes(), commit.planned_bytes()), (0, 0));
     }
 
     #[test]
+    fn groups_side_by_side_become_durable_in_their_order() {
+        let mut commit = new(1 << 20);
+        queue(&mut commit, &[100]);
+        let first = group(commit.on(Event::Lead));
+        queue(&mut commit, &[100, 100]);
+        let second = group(commit.on(Event::Lead));
+        assert_eq!((first.frames, second.frames), (1, 2));
+        queue(&mut commit, &[100]);
+        assert_eq!(commit.on(Event::Lead), Effect::Rest, "two in flight are enough");
+        assert_eq!(commit.on(Event::Synced(second.id)), Effect::Rest);
+        assert_eq!(commit.durable(), Position::ZERO, "not before the first");
+        assert_eq!(commit.on(Event::Synced(first.id)), durable(2));
+        assert_eq!(commit.waiting_frames(), 1);
+    }
+
+    #[test]
     fn a_group_is_bounded_but_a_longer_frame_goes_alone() {
-        let mut commit = Commit::new(Position::ZERO, 8 << 20);
+        let mut commit = new(8 << 20);
         queue(&mut commit, &[700_000, 700_000, 3 << 20, 10]);
         for expected in [1, 1, 1, 1] {
             let written = group(commit.on(Event::Lead));
             assert_eq!(written.frames, expected);
-            commit.on(Event::Written(written.id));
             commit.on(Event::Synced(written.id));
         }
         assert_eq!(commit.durable(), Position::new(4));
     }
 
     #[test]
-    fn a_full_segment_is_changed_first_and_a_fresh_one_takes_any_frame() {
-        let mut commit = Commit::new(Position::ZERO, 8192);
+    fn a_full_segment_is_changed_when_nothing_is_in_flight_and_a_fresh_one_takes_any_frame() {
+        let mut commit = new(8192);
         queue(&mut commit, &[8000, 100_000]);
         let written = group(commit.on(Event::Lead));
-        commit.on(Event::Written(written.id));
+        assert_eq!(commit.on(Event::Lead), Effect::Rest, "the first one is still in flight");
         commit.on(Event::Synced(written.id));
         assert_eq!(commit.on(Event::Lead), Effect::Rotate);
-        let written = group(commit.on(Event::Rotated { room: 16_384 }));
+        let offer = Offer { room: 16_384, prepared: true };
+        let written = group(commit.on(Event::Rotated(offer)));
         assert_eq!(written.frames, 1);
     }
 
     #[test]
+    fn a_segment_that_grows_takes_one_group_at_a_time_and_is_left_for_a_better_one() {
+        let offer = Offer { room: 1 << 20, prepared: false };
+        let mut commit = Commit::new(Position::ZERO, offer, 2);
+        queue(&mut commit, &[100]);
+        let written = group(commit.on(Event::Lead));
+        commit.on(Event::Prepared);
+        queue(&mut commit, &[100]);
+        assert_eq!(commit.on(Event::Lead), Effect::Rest);
+        assert_eq!(commit.on(Event::Synced(written.id)), durable(1));
+        assert_eq!(commit.on(Event::Lead), Effect::Rotate);
+        let offer = Offer { prepared: true, ..offer };
+        group(commit.on(Event::Rotated(offer)));
+    }
+
+    #[test]
     fn without_space_nothing_counts_and_the_same_frames_come_again() {
-        let mut commit = Commit::new(Position::ZERO, 1 << 20);
+        let mut commit = new(1 << 20);
         queue(&mut commit, &[100, 100]);
         let first = group(commit.on(Event::Lead));
-        assert_eq!(commit.on(Event::NoSpace), Effect::Rest);
+        assert_eq!(commit.on(Event::NoSpace(first.id)), Effect::Settle { durable: 0, back: 1 });
         assert!(commit.starved());
         queue(&mut commit, &[100]);
         let second = group(commit.on(Event::Lead));
         assert_eq!(second.frames, 3);
         assert_eq!(commit.on(Event::Synced(first.id)), Effect::Rest, "a late word is ignored");
-        assert_eq!(commit.on(Event::Written(second.id)), Effect::Sync(second.id));
+        assert_eq!(commit.on(Event::Synced(second.id)), durable(1));
         assert!(!commit.starved());
-        assert_eq!(commit.on(Event::Synced(second.id)), Effect::Resolve(Position::new(3)));
+    }
+
+    #[test]
+    fn what_is_behind_a_group_without_space_goes_back_with_it() {
+        for late in [false, true] {
+            let mut commit = new(1 << 20);
+            let room = commit.offer().room;
+            queue(&mut commit, &[100]);
+            let first = group(commit.on(Event::Lead));
+            queue(&mut commit, &[100]);
+            let second = group(commit.on(Event::Lead));
+            let (one, other) = (Event::NoSpace(first.id), Event::Synced(second.id));
+            let (one, other) = if late { (other, one) } else { (one, other) };
+            assert_eq!(commit.on(one), Effect::Rest);
+            queue(&mut commit, &[100]);
+            assert_eq!(commit.on(Event::Lead), Effect::Rest, "nothing is begun behind it");
+            assert_eq!(commit.on(other), Effect::Settle { durable: 0, back: 2 });
+            assert_eq!((commit.durable(), commit.offer().room), (Position::ZERO, room));
+            assert_eq!(group(commit.on(Event::Lead)).frames, 3);
+        }
+    }
+
+    #[test]
+    fn what_is_before_a_group_without_space_becomes_durable() {
+        for late in [false, true] {
+            let mut commit = new(1 << 20);
+            queue(&mut commit, &[100]);
+            let first = group(commit.on(Event::Lead));
+            queue(&mut commit, &[100]);
+            let second = group(commit.on(Event::Lead));
+            if late {
+                assert_eq!(commit.on(Event::NoSpace(second.id)), Effect::Rest);
+                let both = Effect::Settle { durable: 1, back: 1 };
+                assert_eq!(commit.on(Event::Synced(first.id)), both);
+            } else {
+                assert_eq!(commit.on(Event::Synced(first.id)), durable(1));
+                let back = Effect::Settle { durable: 0, back: 1 };
+                assert_eq!(commit.on(Event::NoSpace(second.id)), back);
+            }
+            assert_eq!((commit.durable(), commit.starved()), (Position::new(1), true));
+            assert!(commit.can_lead());
+        }
     }
 
     #[test]
     fn a_failure_is_for_ever() {
-        let mut commit = Commit::new(Position::ZERO, 1 << 20);
+        let mut commit = new(1 << 20);
         queue(&mut commit, &[100]);
         let written = group(commit.on(Event::Lead));
-        commit.on(Event::Written(written.id));
         assert_eq!(commit.on(Event::Failed), Effect::Poison);
-        for event in [Event::Lead, Event::Synced(written.id), Event::Rotated { room: 1 << 20 }] {
+        let offer = Offer { room: 1 << 20, prepared: true };
+        for event in [Event::Lead, Event::Synced(written.id), Event::Rotated(offer)] {
             assert_eq!(commit.on(event), Effect::Poison);
         }
         assert_eq!(commit.durable(), Position::ZERO);
@@ -335,11 +494,11 @@ mod tests {
 
     #[test]
     fn batches_without_records_are_durable_in_their_turn() {
-        let mut commit = Commit::new(Position::new(7), 1 << 20);
+        let offer = Offer { room: 1 << 20, prepared: true };
+        let mut commit = Commit::new(Position::new(7), offer, 2);
         commit.on(Event::Queued { bytes: 80, end: Position::new(7) });
         assert_eq!(commit.sequence_appended(), 1);
         let written = group(commit.on(Event::Lead));
-        commit.on(Event::Written(written.id));
         assert_eq!(commit.sequence_durable(), 0);
         commit.on(Event::Synced(written.id));
         assert_eq!(commit.sequence_durable(), 1);

@@ -1,7 +1,8 @@
-//! A background thread that leads for callers who do not wait for their tickets.
+//! Background threads: they write for callers who do not wait for their tickets, and prepare the
+//! next segment.
 //!
-//! It stands back while threads wait in `Ticket::wait`, because they lead without a hand-over, and
-//! it puts a mark behind the last group once the log has been idle for a second.
+//! They stand back while threads wait in `Ticket::wait`, because those write without a hand-over,
+//! and they put a mark behind the last group once the log has been idle for a second.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,20 +10,27 @@ use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use crate::commit::GROUP_BYTES_MAX;
+use crate::config::SyncPolicy;
 use crate::error::WalError;
 use crate::fs::Fs;
-use crate::leader::Sync;
 use crate::log::{Log, Wal, lock};
+use crate::prepare::Preparation;
+use crate::segment::IN_FLIGHT_MAX;
 
 const IDLE_BEFORE_MARK: Duration = Duration::from_secs(1);
+/// How soon a frame is found whose ticket is neither waited for nor dropped.
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
+/// Looks that find nothing before a committer wants to be told of the next append.
+const LOOKS_BEFORE_DOZING: u32 = 50;
 const RETRY_WITHOUT_SPACE: Duration = Duration::from_millis(100);
 
-/// The thread. Dropping it stops it as [`stop`](Committer::stop) does.
+/// The threads. Dropping it stops them as [`stop`](Committer::stop) does.
 #[derive(Debug)]
 pub struct Committer {
     stop: Arc<AtomicBool>,
     wake: Box<dyn Wake>,
-    thread: Option<JoinHandle<()>>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 trait Wake: Send + std::marker::Sync + std::fmt::Debug {
@@ -31,29 +39,39 @@ trait Wake: Send + std::marker::Sync + std::fmt::Debug {
 
 impl<F: Fs> Wake for Wal<F> {
     fn wake(&self) {
-        // With the lock held, so that the thread is either before its check or in its sleep.
+        // With the lock held, so that a thread is either before its check or in its sleep.
         let state = lock(&self.log.state);
         self.log.work.notify_all();
+        self.log.idle.notify_all();
         drop(state);
     }
 }
 
 impl Committer {
-    /// Starts the thread. It ends by itself when the log is poisoned; every ticket says so.
+    /// Starts the threads. They end by themselves when the log is poisoned; every ticket says so.
     ///
     /// # Errors
     /// The system has no thread to give.
     pub fn spawn<F: Fs>(wal: Wal<F>) -> io::Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
-        let seen = Arc::clone(&stop);
         let wake = Box::new(wal.clone());
+        // From here on dropping it stops what was started.
+        let mut committer = Self { stop: Arc::clone(&stop), wake, threads: Vec::new() };
+        for _ in 0..IN_FLIGHT_MAX {
+            let (wal, stop) = (wal.clone(), Arc::clone(&stop));
+            let thread = std::thread::Builder::new()
+                .name("wal-committer".into())
+                .spawn(move || commit(&wal.log, &stop))?;
+            committer.threads.push(thread);
+        }
         let thread = std::thread::Builder::new()
-            .name("wal-committer".into())
-            .spawn(move || run(&wal.log, &seen))?;
-        Ok(Self { stop, wake, thread: Some(thread) })
+            .name("wal-preparer".into())
+            .spawn(move || prepare(&wal.log, &stop))?;
+        committer.threads.push(thread);
+        Ok(committer)
     }
 
-    /// Commits what is queued, then ends the thread and waits for it.
+    /// Commits what is queued, then ends the threads and waits for them.
     pub fn stop(mut self) {
         self.join();
     }
@@ -61,7 +79,7 @@ impl Committer {
     fn join(&mut self) {
         self.stop.store(true, Ordering::SeqCst);
         self.wake.wake();
-        if let Some(thread) = self.thread.take() {
+        for thread in self.threads.drain(..) {
             // A panic in there has poisoned the log, which tells everybody.
             thread.join().ok();
         }
@@ -74,44 +92,87 @@ impl Drop for Committer {
     }
 }
 
-fn run<F: Fs>(log: &Log<F>, stop: &AtomicBool) {
+fn commit<F: Fs>(log: &Log<F>, stop: &AtomicBool) {
+    let mut looks = 0;
     loop {
         let mut state = lock(&log.state);
         if state.poison.is_some() {
             return;
         }
         let stopping = stop.load(Ordering::SeqCst);
-        let queued = state.commit.queued_frames() > 0;
-        if stopping && !queued {
+        if stopping && state.commit.waiting_frames() == 0 {
             return;
         }
-        let mine = queued && state.writer.is_some() && (state.waiters == 0 || stopping);
         let starved = state.commit.starved();
-        if !mine || (starved && !stopping) {
-            let pause = if starved { RETRY_WITHOUT_SPACE } else { IDLE_BEFORE_MARK };
-            (state, _) =
-                log.work.wait_timeout(state, pause).unwrap_or_else(PoisonError::into_inner);
-            let idle = state.commit.idle() && log.idle_for(&state) >= IDLE_BEFORE_MARK;
-            let retry = state.commit.starved() && state.writer.is_some();
+        let early = match log.config.sync_policy {
+            SyncPolicy::Interval(interval)
+                if !stopping && state.commit.queued_bytes() < GROUP_BYTES_MAX =>
+            {
+                interval.checked_sub(log.idle_for(&state)).filter(|left| !left.is_zero())
+            }
+            SyncPolicy::Interval(_) | SyncPolicy::EachGroup => None,
+        };
+        let mine = state.can_lead() && (state.waiters == 0 || stopping) && early.is_none();
+        if mine && (!starved || stopping) {
             drop(state);
-            if idle {
-                // An error has poisoned the log; the next round sees it.
-                log.mark(Sync::No).ok();
-            } else if retry {
-                log.lead().ok();
+            looks = 0;
+            mutant_pause(log, stopping);
+            match log.lead() {
+                // Stopping cannot wait for space: what is queued was never acknowledged.
+                Err(WalError::NoSpace { .. }) if stopping => return,
+                Ok(_) | Err(_) => {}
             }
             continue;
         }
-        drop(state);
-        #[cfg(feature = "mutants")]
-        if log.config.mutant == crate::mutants::Mutant::AckBeforeSync && !stopping {
-            std::thread::sleep(Duration::from_millis(500));
+        let pause = if starved {
+            RETRY_WITHOUT_SPACE
+        } else if let (Some(early), true) = (early, state.can_lead()) {
+            early
+        } else if stopping || looks < LOOKS_BEFORE_DOZING {
+            looks += 1;
+            LOOK_AGAIN
+        } else {
+            state.dozing = true;
+            IDLE_BEFORE_MARK
+        };
+        (state, _) = log.work.wait_timeout(state, pause).unwrap_or_else(PoisonError::into_inner);
+        if state.commit.waiting_frames() > 0 {
+            looks = 0;
         }
-        match log.lead() {
-            Ok(_) => {}
-            // Stopping cannot wait for space: what is queued was never acknowledged.
-            Err(WalError::NoSpace { .. }) if stopping => return,
-            Err(_) => {}
+        let idle = state.commit.idle() && log.idle_for(&state) >= IDLE_BEFORE_MARK;
+        let retry = state.commit.starved() && state.can_lead();
+        drop(state);
+        // An error has poisoned the log, or there is no space still; the next round sees it.
+        if idle {
+            log.mark().ok();
+        } else if retry {
+            log.lead().ok();
         }
     }
 }
+
+fn prepare<F: Fs>(log: &Log<F>, stop: &AtomicBool) {
+    while !stop.load(Ordering::SeqCst) {
+        let pause = match log.prepare() {
+            Ok(Preparation::Done | Preparation::NotNeeded) => IDLE_BEFORE_MARK,
+            Ok(Preparation::NoRoom) | Err(WalError::NoSpace { .. }) => RETRY_WITHOUT_SPACE,
+            Err(_) => return,
+        };
+        let state = lock(&log.state);
+        if state.poison.is_some() || stop.load(Ordering::SeqCst) {
+            return;
+        }
+        drop(log.idle.wait_timeout(state, pause).unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+/// One of the deliberate bugs needs time to show.
+#[cfg(feature = "mutants")]
+fn mutant_pause<F: Fs>(log: &Log<F>, stopping: bool) {
+    if log.config.mutant == crate::mutants::Mutant::AckBeforeSync && !stopping {
+        std::thread::sleep(Duration::from_millis(500));
+    }
+}
+
+#[cfg(not(feature = "mutants"))]
+fn mutant_pause<F: Fs>(_log: &Log<F>, _stopping: bool) {}

@@ -14,6 +14,19 @@ pub enum Compression {
     Lz4,
 }
 
+/// When queued records are written and synced for callers that do not wait.
+///
+/// Whatever the policy, *durable* always means on the disk: a [`Durable`](crate::Durable) proof, and
+/// with it a ticket, exists only after a sync. The policy decides how soon that happens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SyncPolicy {
+    /// At once, everything that has queued together.
+    EachGroup,
+    /// At most this often, unless a full group has queued or somebody waits: fewer writes on slow
+    /// or wearing media, and a crash loses up to this much of what was never called durable.
+    Interval(Duration),
+}
+
 /// The settings of one log. Build it with `..WalConfig::default()`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WalConfig {
@@ -23,6 +36,9 @@ pub struct WalConfig {
     /// The quota: bytes of all files of the log together. At the limit appending blocks, nothing
     /// is dropped.
     pub max_bytes: u64,
+    /// Free space that must be left on the file system: below it, the log takes no more of it and
+    /// appending blocks as at the quota.
+    pub min_free_bytes: u64,
     /// The longest record; a longer one is refused, not cut.
     pub max_record_bytes: usize,
     /// Bound on the memory of frames that wait to be written.
@@ -32,6 +48,8 @@ pub struct WalConfig {
     pub hold_back: Duration,
     /// What is done to the records before they are written.
     pub compression: Compression,
+    /// When a [`Committer`](crate::Committer) writes.
+    pub sync_policy: SyncPolicy,
     /// The deliberate bug to show, for the tests that must catch it.
     #[cfg(feature = "mutants")]
     pub mutant: crate::mutants::Mutant,
@@ -45,6 +63,8 @@ impl Default for WalConfig {
             segment_bytes: 64 * MIB,
             // A guess that fits an edge box; every site should set its own.
             max_bytes: 8 * 1024 * MIB,
+            // Another process's logs and the system's own need to go on.
+            min_free_bytes: 256 * MIB,
             // Kafka's own default limit for a message.
             max_record_bytes: 1024 * 1024,
             // Several groups: enough to keep the disk busy while callers go on.
@@ -53,6 +73,7 @@ impl Default for WalConfig {
             hold_back: Duration::from_secs(60),
             // 0.3 disk bytes per payload byte: three times more outage hours per gigabyte.
             compression: Compression::Lz4,
+            sync_policy: SyncPolicy::EachGroup,
             #[cfg(feature = "mutants")]
             mutant: crate::mutants::Mutant::None,
         }

@@ -15,12 +15,16 @@ use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 use crate::fs::{Access, Fs, FsFile, Space};
 
 const LOCK_NAME: &str = "LOCK";
+const QUARANTINE_DIR: &str = "quarantine";
+/// Magic numbers of file systems that write everything to a new place: btrfs, bcachefs, ZFS.
+const COPY_ON_WRITE: [i64; 3] = [0x9123_683e, 0xca45_1a4e, 0x2fc1_2fc1];
 
 /// A directory on the real disk.
 #[derive(Debug)]
 pub struct DiskFs {
     path: PathBuf,
     dir: File,
+    direct: bool,
 }
 
 impl DiskFs {
@@ -52,7 +56,15 @@ impl DiskFs {
         let path = dir.as_ref().to_path_buf();
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let dir = rustix::fs::open(&path, flags, Mode::empty())?;
-        Ok(Self { path, dir: File::from(dir) })
+        Ok(Self { path, dir: File::from(dir), direct: true })
+    }
+
+    /// Writes through the page cache even where direct writes are possible: every group then costs
+    /// a write and an fdatasync. For file systems whose direct writes are slow or broken.
+    #[must_use]
+    pub fn buffered(mut self) -> Self {
+        self.direct = false;
+        self
     }
 
     /// The directory.
@@ -74,15 +86,25 @@ impl Fs for DiskFs {
     type Lock = DiskLock;
 
     fn create_new(&self, name: &str) -> io::Result<DiskFile> {
-        self.open_at(name, OFlags::RDWR | OFlags::CREATE | OFlags::EXCL).map(DiskFile)
+        self.open_at(name, OFlags::RDWR | OFlags::CREATE | OFlags::EXCL).map(DiskFile::buffered)
     }
 
     fn open(&self, name: &str, access: Access) -> io::Result<DiskFile> {
-        let flags = match access {
-            Access::Read => OFlags::RDONLY,
-            Access::ReadWrite => OFlags::RDWR,
-        };
-        self.open_at(name, flags).map(DiskFile)
+        match access {
+            Access::Read => self.open_at(name, OFlags::RDONLY).map(DiskFile::buffered),
+            Access::ReadWrite => self.open_at(name, OFlags::RDWR).map(DiskFile::buffered),
+            Access::WriteBlocks if self.direct => {
+                match self.open_at(name, OFlags::RDWR | OFlags::DIRECT | OFlags::DSYNC) {
+                    Ok(file) => Ok(DiskFile { file, durable_writes: true }),
+                    // This file system has no direct writes.
+                    Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                        self.open(name, Access::ReadWrite)
+                    }
+                    Err(error) => Err(error),
+                }
+            }
+            Access::WriteBlocks => self.open(name, Access::ReadWrite),
+        }
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
@@ -91,6 +113,42 @@ impl Fs for DiskFs {
 
     fn unlink(&self, name: &str) -> io::Result<()> {
         Ok(rustix::fs::unlinkat(&self.dir, name, AtFlags::empty())?)
+    }
+
+    fn quarantine(&self, name: &str) -> io::Result<()> {
+        match rustix::fs::mkdirat(&self.dir, QUARANTINE_DIR, Mode::RWXU) {
+            Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let kept = format!("{QUARANTINE_DIR}/{name}");
+        match rustix::fs::linkat(&self.dir, name, &self.dir, &kept, AtFlags::empty()) {
+            Ok(()) | Err(rustix::io::Errno::EXIST) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn quarantined(&self) -> io::Result<Vec<(String, u64)>> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let dir = match rustix::fs::openat(&self.dir, QUARANTINE_DIR, flags, Mode::empty()) {
+            Ok(dir) => dir,
+            Err(rustix::io::Errno::NOENT) => return Ok(Vec::new()),
+            Err(error) => return Err(error.into()),
+        };
+        let mut files = Vec::new();
+        for entry in rustix::fs::Dir::read_from(&dir)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let stat = rustix::fs::statat(&dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
+            let file = rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file();
+            if let (Ok(name), true) = (name.to_str(), file) {
+                files.push((name.to_owned(), u64::try_from(stat.st_size).unwrap_or(0)));
+            }
+        }
+        Ok(files)
+    }
+
+    fn overwrites_in_place(&self) -> bool {
+        rustix::fs::fstatfs(&self.dir).is_ok_and(|stat| !COPY_ON_WRITE.contains(&stat.f_type))
     }
 
     fn list(&self) -> io::Result<Vec<String>> {
@@ -156,29 +214,42 @@ pub struct DiskLock {
 
 /// A file on the real disk.
 #[derive(Debug)]
-pub struct DiskFile(File);
+pub struct DiskFile {
+    file: File,
+    /// Opened so that a write returns when its bytes are on the medium.
+    durable_writes: bool,
+}
+
+impl DiskFile {
+    fn buffered(file: File) -> Self {
+        Self { file, durable_writes: false }
+    }
+}
 
 impl FsFile for DiskFile {
     fn write_at(&self, at: u64, bytes: &[u8]) -> io::Result<usize> {
-        retry_interrupted(|| self.0.write_at(bytes, at))
+        retry_interrupted(|| self.file.write_at(bytes, at))
     }
 
     fn read_at(&self, at: u64, bytes: &mut [u8]) -> io::Result<usize> {
-        retry_interrupted(|| self.0.read_at(bytes, at))
+        retry_interrupted(|| self.file.read_at(bytes, at))
     }
 
     fn sync_data(&self) -> io::Result<()> {
+        if self.durable_writes {
+            return Ok(());
+        }
         // Not repeated, not even after an interruption: a second sync may report success for
         // pages the first one lost.
-        Ok(rustix::fs::fdatasync(&self.0)?)
+        Ok(rustix::fs::fdatasync(&self.file)?)
     }
 
     fn len(&self) -> io::Result<u64> {
-        Ok(self.0.metadata()?.len())
+        Ok(self.file.metadata()?.len())
     }
 
     fn set_len(&self, bytes: u64) -> io::Result<()> {
-        self.0.set_len(bytes)
+        self.file.set_len(bytes)
     }
 }
 

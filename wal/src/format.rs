@@ -21,7 +21,7 @@
 //! segment header, 4096 bytes           frame header, 64 bytes
 //!    0  8  magic "\x89WALSEG\n"           0  4  magic "\x89FRM"
 //!    8  4  format version                 4  1  kind: 1 data, 2 link, 3 mark, 4 seal
-//!   12  4  reserved, 0                    5  1  compression: 0 none, 1 lz4 block
+//!   12  4  flags: bit 0 = recycled        5  1  compression: 0 none, 1 lz4 block
 //!   16 16  log id                         6  1  flags: bit 0 = last frame of its group,
 //!   32  8  segment number                             the next one starts on the next block
 //!   40  8  incarnation                    7  1  reserved, 0
@@ -38,6 +38,10 @@
 //!                                        56  4  CRC of the body as stored
 //!                                        60  4  CRC of bytes 0..60
 //! ```
+//!
+//! A segment's file is prepared before it is needed: filled with zeros, or an old file used again
+//! (*recycled*), with a new header whose nonce tells live frames from stale ones. So behind the last
+//! frame there may be zeros or stale frames, and a file may have a header and no link yet.
 //!
 //! The link's body and the CURSOR slots are drawn in [`link`] and [`slot`]. A newer version of the
 //! format may change everything but this: a segment or a slot begins with its magic and version,
@@ -63,6 +67,8 @@ pub const CURSOR_NAME: &str = "CURSOR";
 pub(crate) const BLOCK: usize = 4096;
 const CRC_AT: usize = BLOCK - 4;
 const SEGMENT_PREFIX: &str = "segment-";
+/// A reclaimed segment that waits to be used again; nothing in it counts.
+pub(crate) const SPARE_PREFIX: &str = "spare-";
 const SEGMENT_SUFFIX: &str = ".wal";
 /// A file that is not whole yet has this suffix; it gets its name when it is.
 pub(crate) const UNFINISHED_SUFFIX: &str = ".new";
@@ -71,6 +77,11 @@ pub(crate) const UNFINISHED_SUFFIX: &str = ".new";
 #[must_use]
 pub fn segment_name(number: SegmentNumber) -> String {
     format!("{SEGMENT_PREFIX}{:020}{SEGMENT_SUFFIX}", number.get())
+}
+
+/// The file name of a reclaimed segment that waits to be used again.
+pub(crate) fn spare_name(number: SegmentNumber) -> String {
+    format!("{SPARE_PREFIX}{:020}{SEGMENT_SUFFIX}", number.get())
 }
 
 /// The segment a file name stands for, if it is one.

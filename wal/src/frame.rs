@@ -4,6 +4,7 @@
 //! frame is laid out for writing. Pure: no files, no locks.
 
 use std::cell::RefCell;
+use std::time::Instant;
 
 use lz4_flex::block::{CompressTable, compress_into_with_table, get_maximum_output_size};
 
@@ -28,6 +29,8 @@ pub(crate) struct Frame {
     body_crc: u32,
     annotation: Vec<u8>,
     body: Vec<u8>,
+    /// When a caller gave it to the log.
+    pub queued: Option<Instant>,
 }
 
 /// Where a frame goes, known to the writer alone.
@@ -99,6 +102,7 @@ impl Encoded {
             body_crc: self.body_crc,
             annotation,
             body,
+            queued: None,
         }
     }
 }
@@ -139,6 +143,7 @@ impl Frame {
             body_crc: crc32fast::hash(&body),
             annotation: Vec::new(),
             body,
+            queued: None,
         }
     }
 
@@ -154,6 +159,7 @@ impl Frame {
             body_crc: header.body_crc,
             annotation,
             body,
+            queued: None,
         }
     }
 
@@ -166,13 +172,18 @@ impl Frame {
         self.first.offset_by(u64::from(self.records)).unwrap_or(self.first)
     }
 
+    /// Bytes of its records with their lengths, before compression.
+    pub fn raw_bytes(&self) -> u64 {
+        u64::from(self.raw_bytes)
+    }
+
     pub fn annotation(&self) -> &[u8] {
         &self.annotation
     }
 
-    /// Appends the frame with its padding to `out`, which starts on a block, and returns the chain
-    /// value for the next one.
-    pub fn lay_out(&self, place: Place, out: &mut Vec<u8>) -> u32 {
+    /// Appends the frame with its padding to `out`, whose byte `start` lies on a block of the file,
+    /// and returns the chain value for the next one.
+    pub fn lay_out(&self, place: Place, out: &mut Vec<u8>, start: usize) -> u32 {
         let crc = FrameHeader {
             kind: self.kind,
             encoding: self.encoding,
@@ -191,9 +202,9 @@ impl Frame {
         .encode_into(out);
         out.extend_from_slice(&self.annotation);
         out.extend_from_slice(&self.body);
-        let end = out.len() as u64;
+        let end = (out.len() - start) as u64;
         let padded = if place.last_of_group { align_block(end) } else { align8(end) };
-        out.resize(to_usize(padded), 0);
+        out.resize(start + to_usize(padded), 0);
         crc
     }
 }
@@ -291,7 +302,7 @@ mod tests {
         let frame = encoded.into_frame(batch, Position::new(3));
         assert_eq!(frame.bytes(), bytes);
         let mut out = Vec::new();
-        frame.lay_out(PLACE, &mut out);
+        frame.lay_out(PLACE, &mut out, 0);
         assert_eq!(out.len() % 4096, 0);
         let (header, _) = FrameHeader::decode(&out).unwrap();
         let parts = FrameBytes::check(&header, &out[FRAME_HEADER_BYTES..]);
@@ -343,7 +354,7 @@ mod tests {
         batch.annotate(b"note");
         let frame = Encoded::of(&batch, Compression::None).into_frame(batch, Position::ZERO);
         let mut out = Vec::new();
-        frame.lay_out(PLACE, &mut out);
+        frame.lay_out(PLACE, &mut out, 0);
         out[FRAME_HEADER_BYTES + 6] ^= 1;
         let (header, _) = FrameHeader::decode(&out).unwrap();
         let parts = FrameBytes::check(&header, &out[FRAME_HEADER_BYTES..]);

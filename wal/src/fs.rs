@@ -14,6 +14,9 @@ pub enum Access {
     Read,
     /// Reading and writing in place.
     ReadWrite,
+    /// Writing whole blocks from memory that starts on a block. Where the file system takes direct
+    /// writes, each of them is durable when it returns, and `sync_data` has nothing left to do.
+    WriteBlocks,
 }
 
 /// What is left on the file system.
@@ -55,6 +58,23 @@ pub trait Fs: Send + Sync + 'static {
     /// # Errors
     /// What the system says.
     fn unlink(&self, name: &str) -> io::Result<()>;
+
+    /// Keeps the file's present bytes under `quarantine/`, whatever becomes of the name; nothing to
+    /// do if they are kept already. Takes no space as long as the file itself exists.
+    ///
+    /// # Errors
+    /// What the system says; the caller may go on without the copy.
+    fn quarantine(&self, name: &str) -> io::Result<()>;
+
+    /// Names and sizes of the files in quarantine.
+    ///
+    /// # Errors
+    /// What the system says.
+    fn quarantined(&self) -> io::Result<Vec<(String, u64)>>;
+
+    /// Whether bytes that were written once can be written again in place, without new space.
+    /// Copy-on-write file systems say no: preparing files ahead is useless there.
+    fn overwrites_in_place(&self) -> bool;
 
     /// The names of all files, in any order.
     ///

@@ -29,6 +29,7 @@
 
 mod attest;
 mod batch;
+mod buffer;
 mod carry;
 mod checkpoint;
 mod commit;
@@ -45,22 +46,28 @@ mod log;
 #[cfg(feature = "mutants")]
 pub mod mutants;
 mod position;
+mod prepare;
 mod reader;
+mod recent;
 mod recovery;
+mod relocate;
 mod scan;
 mod segment;
 #[cfg(feature = "sim")]
 pub mod sim;
 mod status;
+#[cfg(feature = "sim")]
+mod steps;
 mod survey;
 mod ticket;
+mod timing;
 mod walk;
 
 pub use attest::Attestation;
 pub use batch::{ANNOTATION_BYTES_MAX, BATCH_BYTES_MAX, Batch, PushError};
 pub use carry::{CARRY_BYTES_MAX, Carry, NoCarry};
 pub use committer::Committer;
-pub use config::{Compression, ConfigError, WalConfig};
+pub use config::{Compression, ConfigError, SyncPolicy, WalConfig};
 pub use disk::{DiskFile, DiskFs, DiskLock};
 pub use error::{AppendError, WalError};
 pub use format::frame::FrameKind;
@@ -74,9 +81,13 @@ pub use log::Wal;
 #[cfg(feature = "mutants")]
 pub use mutants::Mutant;
 pub use position::{Durable, Incarnation, LogId, Position, SegmentNumber};
+pub use prepare::Preparation;
 pub use reader::{Chunk, ChunkIter, GapReason, ReadOutcome, Reader};
 pub use recovery::{Gap, RecoveryReport, RecoveryRow};
 pub use scan::{ScanSummary, Scanned, scan};
 pub use status::{CloseReport, WalStatus};
+#[cfg(feature = "sim")]
+pub use steps::GroupInFlight;
 pub use survey::Damage;
 pub use ticket::Ticket;
+pub use timing::{BUCKET_MICROS, Latency};

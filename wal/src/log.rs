@@ -1,9 +1,9 @@
 //! The log as its users hold it: [`Wal`] is a cheap handle, [`Log`] what all handles share.
 //!
 //! One short mutex guards the state and is never held across file operations. The writer of the
-//! newest segment travels: whoever leads takes it out of the state, works without the lock, and
-//! puts it back. Acks and the carry have mutexes of their own, so that acknowledging never waits
-//! for appending.
+//! newest segment travels: whoever begins a group takes it out of the state, lays the group out
+//! without the lock, and puts it back. Acks and the carry have mutexes of their own, so that
+//! acknowledging never waits for appending.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -20,16 +20,19 @@ use crate::cursor::Acks;
 use crate::disk::DiskFs;
 use crate::error::{AppendError, WalError};
 use crate::format::link::Resumed;
-use crate::format::{BLOCK_BYTES, align_block};
+use crate::format::{BLOCK_BYTES, segment_name};
 use crate::frame::{Encoded, Frame, planned_bytes};
 use crate::fs::Fs;
-use crate::leader::Lead;
+use crate::leader::InFlight;
 use crate::position::{Durable, Incarnation, LogId, Position};
+use crate::prepare::Stock;
 use crate::reader::Reader;
+use crate::recent::Recent;
 use crate::recovery::{self, RecoveryReport};
-use crate::segment::{SegmentInfo, Writer};
+use crate::segment::{IN_FLIGHT_MAX, SegmentInfo, Writer};
 use crate::status::{CloseReport, WalStatus};
 use crate::ticket::Ticket;
+use crate::timing::Timings;
 
 /// Size of the CURSOR file: two slots.
 const CURSOR_BYTES: u64 = 2 * BLOCK_BYTES;
@@ -60,10 +63,19 @@ pub(crate) struct Log<F: Fs> {
     /// Ends with this incarnation.
     pub history: Vec<Resumed>,
     pub state: Mutex<State<F::File>>,
-    /// Durable moved, the log was poisoned or closed, or the writer came back.
+    /// Durable moved, or the log was poisoned or closed: for those who watch.
     pub changed: Condvar,
-    /// The queue has something for the background committer.
+    /// The same, or the next group may begin: for those who wait for their tickets.
+    pub tickets: Condvar,
+    /// The queue has something for the background committers.
     pub work: Condvar,
+    /// A segment may be prepared.
+    pub idle: Condvar,
+    /// Held while a segment is prepared, its file operations included; only a change of segment
+    /// waits for it.
+    pub preparing: Mutex<()>,
+    pub recent: Arc<Recent>,
+    pub timings: Timings,
     pub acks: Mutex<Acks>,
     pub carry: Mutex<Box<dyn Carry>>,
     /// Held during a checkpoint, its file operations included: nobody else waits for it.
@@ -84,8 +96,15 @@ pub(crate) struct State<File> {
     pub commit: Commit,
     /// The frames of the commit queue that are not in flight.
     pub frames: VecDeque<Frame>,
-    /// `None` while somebody leads.
+    /// Oldest first.
+    pub in_flight: VecDeque<InFlight>,
+    /// `None` while somebody begins a group.
     pub writer: Option<Box<Writer<File>>>,
+    pub stock: Stock,
+    /// A frame was refused that would fit without the stock: the next checkpoint gives it up.
+    pub shed_stock: bool,
+    /// Names and sizes of the files in quarantine.
+    pub quarantined: Vec<(String, u64)>,
     /// Oldest first; the last one is written.
     pub segments: VecDeque<SegmentInfo>,
     /// In the newest segment: everything before this byte is durable.
@@ -94,10 +113,16 @@ pub(crate) struct State<File> {
     pub link_bytes: u64,
     pub poison: Option<Arc<str>>,
     pub closed: bool,
+    /// The file system has less free space than must be left.
+    pub below_floor: bool,
     /// Threads inside `Ticket::wait`: they lead themselves.
     pub waiters: usize,
-    pub last_sync: Option<Duration>,
-    pub syncs: u64,
+    /// A committer sleeps deeply and wants to hear of the next append.
+    pub dozing: bool,
+    pub groups: u64,
+    /// Bytes given to the disk, and raw bytes of the records among them, since the log was opened.
+    pub bytes_written: u64,
+    pub payload_written: u64,
     pub last_write: Instant,
 }
 
@@ -110,7 +135,33 @@ impl<File> State<File> {
     }
 
     pub fn allocated_bytes(&self) -> u64 {
-        CURSOR_BYTES + self.segments.iter().map(|segment| segment.bytes).sum::<u64>()
+        CURSOR_BYTES
+            + self.stock.bytes()
+            + self.quarantine_bytes()
+            + self.segments.iter().map(|segment| segment.bytes).sum::<u64>()
+    }
+
+    /// Bytes of files that are in quarantine only; the others share theirs with a segment.
+    pub fn quarantine_bytes(&self) -> u64 {
+        let listed = |name: &str| {
+            self.segments
+                .iter()
+                .any(|segment| segment.damaged && segment_name(segment.number) == name)
+        };
+        self.quarantined.iter().filter(|(name, _)| !listed(name)).map(|(_, bytes)| bytes).sum()
+    }
+
+    /// Allocated bytes that new records can have: what is left of the newest segment, and the
+    /// files that stand ready.
+    pub fn reusable_bytes(&self) -> u64 {
+        let newest = self.segments.back().map_or(0, |newest| newest.bytes);
+        let used = self.durable_byte + self.commit.in_flight_bytes();
+        newest.saturating_sub(used) + self.stock.bytes()
+    }
+
+    /// Whether somebody could begin a group now.
+    pub fn can_lead(&self) -> bool {
+        self.writer.is_some() && self.commit.can_lead()
     }
 }
 
@@ -132,12 +183,48 @@ impl<F: Fs> Log<F> {
             return false;
         }
         let planned = commit.planned_bytes() + planned_bytes(frame_bytes);
-        // Each change of segment costs a seal, a header and a link; a segment can be left half
-        // empty by a long frame that goes to the next one.
+        let offer = commit.offer();
+        let next_room = match state.stock.next {
+            Some(next) if next.written => {
+                next.bytes.saturating_sub(2 * BLOCK_BYTES + state.link_bytes)
+            }
+            _ => 0,
+        };
+        let allocated = state.allocated_bytes().saturating_add(self.growing_bytes(state));
+        // Whichever of the two it goes to, it has its place already.
+        let has_place = (offer.prepared && planned <= offer.room) || planned <= next_room;
+        if has_place && allocated <= self.config.max_bytes {
+            return true;
+        }
+        if state.below_floor {
+            return false;
+        }
+        let needed = self.bytes_for(state, planned);
+        allocated.saturating_add(needed) <= self.config.max_bytes
+    }
+
+    /// What a file that grows will take for sure: the groups on their way to it, and a mark and a
+    /// seal.
+    fn growing_bytes(&self, state: &State<F::File>) -> u64 {
+        let commit = &state.commit;
+        if commit.offer().prepared { 0 } else { commit.in_flight_bytes() + 2 * BLOCK_BYTES }
+    }
+
+    /// The most new disk bytes that frames of so many planned bytes can take. Each change of segment
+    /// costs a seal, a header and a link; a segment can be left half empty by a long frame that
+    /// goes to the next one. What stands ready is not counted on: nobody knows how well the frames
+    /// fill it.
+    fn bytes_for(&self, state: &State<F::File>, planned: u64) -> u64 {
         let changes = 1 + planned / (self.config.segment_bytes / 2);
         let change_bytes = 2 * BLOCK_BYTES + state.link_bytes + BLOCK_BYTES;
-        let needed = planned.saturating_add(changes.saturating_mul(change_bytes));
-        state.allocated_bytes().saturating_add(needed) <= self.config.max_bytes
+        planned.saturating_add(changes.saturating_mul(change_bytes))
+    }
+
+    /// Whether another file of this size breaks no bound, and leaves what is queued its room.
+    pub fn has_room_for_file(&self, state: &State<F::File>, bytes: u64) -> bool {
+        let queued = self.bytes_for(state, state.commit.planned_bytes());
+        let needed = state.allocated_bytes() + self.growing_bytes(state) + queued + bytes;
+        !state.below_floor && needed <= self.config.max_bytes
     }
 
     /// Makes every later call fail.
@@ -145,7 +232,9 @@ impl<F: Fs> Log<F> {
         state.commit.on(Event::Failed);
         state.poison.get_or_insert_with(|| Arc::from(cause));
         self.changed.notify_all();
+        self.tickets.notify_all();
         self.work.notify_all();
+        self.idle.notify_all();
     }
 
     pub fn durable(&self, state: &State<F::File>) -> Durable {
@@ -168,7 +257,8 @@ impl<F: Fs> Log<F> {
 
 impl<F: Fs> Wal<F> {
     /// Takes the directory, recovers what is in it and begins a new segment. `now` is any
-    /// monotonic clock, the same for all calls on this log.
+    /// monotonic clock, the same for all calls on this log; what was acked before this opening is
+    /// held back from now on.
     ///
     /// # Errors
     /// [`WalError::Config`], [`WalError::Locked`], [`WalError::NewerVersion`],
@@ -184,22 +274,33 @@ impl<F: Fs> Wal<F> {
         config.validate().map_err(WalError::Config)?;
         let lock = recovery::lock(&fs)?;
         let mut carry = carry;
-        let opened = recovery::open(&fs, carry.as_mut(), now)?;
+        let opened = recovery::open(&fs, carry.as_mut())?;
         let link_bytes = opened.writer.info.bytes;
+        let offer = opened.writer.offer(config.segment_bytes);
         let state = State {
-            commit: Commit::new(opened.writer.position, opened.writer.room(config.segment_bytes)),
+            commit: Commit::new(opened.writer.stands.position, offer, IN_FLIGHT_MAX),
             frames: VecDeque::new(),
-            durable_byte: opened.writer.at,
+            in_flight: VecDeque::new(),
+            durable_byte: opened.writer.stands.at,
             writer: Some(Box::new(opened.writer)),
+            stock: Stock::default(),
+            shed_stock: false,
+            quarantined: opened.quarantined,
             segments: opened.segments,
             link_bytes,
             poison: None,
             closed: false,
+            below_floor: false,
             waiters: 0,
-            last_sync: None,
-            syncs: 0,
+            dozing: false,
+            groups: 0,
+            bytes_written: link_bytes,
+            payload_written: 0,
             last_write: Instant::now(),
         };
+        let mut acks = opened.acks;
+        let recovered = acks.snapshot();
+        acks.hold(recovered, now, config.hold_back);
         let log = Log {
             fs,
             config,
@@ -208,8 +309,13 @@ impl<F: Fs> Wal<F> {
             history: opened.history,
             state: Mutex::new(state),
             changed: Condvar::new(),
+            tickets: Condvar::new(),
             work: Condvar::new(),
-            acks: Mutex::new(opened.acks),
+            idle: Condvar::new(),
+            preparing: Mutex::new(()),
+            recent: Arc::default(),
+            timings: Timings::default(),
+            acks: Mutex::new(acks),
             carry: Mutex::new(carry),
             cursor: Mutex::new(opened.cursor),
             _lock: lock,
@@ -218,8 +324,9 @@ impl<F: Fs> Wal<F> {
     }
 
     /// Gives the batch its positions and queues it. Compresses and sums up on this thread; never
-    /// touches a file. Somebody must lead: the ticket's `wait`, [`commit`](Wal::commit), or a
-    /// [`Committer`](crate::Committer).
+    /// touches a file. Somebody must write it: the ticket's `wait`, [`commit`](Wal::commit), or a
+    /// [`Committer`](crate::Committer), which is told as soon as the ticket is dropped or polled
+    /// and finds out by itself a little later.
     ///
     /// # Errors
     /// [`AppendError::Full`] returns the batch for a later try; the others are final.
@@ -246,40 +353,35 @@ impl<F: Fs> Wal<F> {
         let mut state = lock(&log.state);
         refuse(&state)?;
         if !log.has_room(&state, frame_bytes) {
+            // With an empty queue it is the files that stand ready that take the room.
+            state.shed_stock = state.commit.idle();
             return Err(AppendError::Full(batch));
         }
+        state.shed_stock = false;
         let first = state.commit.appended();
-        let frame = encoded.into_frame(batch, first);
+        let mut frame = encoded.into_frame(batch, first);
+        frame.queued = Some(Instant::now());
         let end = frame.end();
         state.commit.on(Event::Queued { bytes: frame_bytes, end });
         state.frames.push_back(frame);
         let sequence = state.commit.sequence_appended();
+        let wake = std::mem::take(&mut state.dozing);
         drop(state);
-        log.work.notify_one();
+        if wake {
+            log.work.notify_all();
+        }
         Ok(Ticket::new(Arc::clone(log), first..end, sequence))
     }
 
-    /// Writes and syncs everything that is queued now, in groups of at most 1 MiB. If somebody
-    /// leads already, it returns at once: those frames are on their way.
+    /// Makes everything that is queued now durable, in groups of at most 1 MiB, together with
+    /// whoever else does.
     ///
     /// # Errors
     /// [`WalError::NoSpace`]: what is left stays queued, try again later. Others: the log is
     /// poisoned.
     pub fn commit(&self) -> Result<(), WalError> {
-        let target = {
-            let state = lock(&self.log.state);
-            state.check()?;
-            state.commit.sequence_appended()
-        };
-        loop {
-            match self.log.lead()? {
-                Lead::Idle | Lead::Busy => return Ok(()),
-                Lead::Done => {}
-            }
-            if lock(&self.log.state).commit.sequence_durable() >= target {
-                return Ok(());
-            }
-        }
+        let target = lock(&self.log.state).commit.sequence_appended();
+        self.log.wait_for(target, |_, error| Err(error)).map(|_| ())
     }
 
     /// The proof of what is durable now.
@@ -312,6 +414,16 @@ impl<F: Fs> Wal<F> {
     #[must_use]
     pub fn reader(&self, from: Position) -> Reader<F> {
         Reader::new(Arc::clone(&self.log), from)
+    }
+
+    /// Takes the acks of the last `hold_back` back: those records are to be delivered again,
+    /// because a store turned out to have lost what it acknowledged. Returns their positions,
+    /// ascending; read them again. Acks of earlier openings are taken back as far as their segments
+    /// are still there, unless this opening is older than `hold_back`. Call
+    /// [`checkpoint`](Wal::checkpoint) to make it durable. `now` is the clock given to `open`.
+    #[must_use = "these positions are not delivered any more"]
+    pub fn redeliver(&self, now: Duration) -> Vec<Range<Position>> {
+        lock(&self.log.acks).redeliver(now, self.log.config.hold_back)
     }
 
     /// Says that these records need not be delivered again. Any order, any number of times; what
@@ -372,6 +484,7 @@ impl<F: Fs> Wal<F> {
         }
         self.log.changed.notify_all();
         self.log.work.notify_all();
+        self.log.idle.notify_all();
         self.log.finish()?;
         self.checkpoint(now)?;
         let status = self.status();
@@ -389,9 +502,4 @@ fn refuse<File>(state: &State<File>) -> Result<(), AppendError> {
         return Err(AppendError::Poisoned { cause: Arc::clone(cause) });
     }
     if state.closed { Err(AppendError::Closed) } else { Ok(()) }
-}
-
-/// Disk bytes of a link with this much carry, for the quota.
-pub(crate) fn link_bytes(carry: usize) -> u64 {
-    align_block(carry as u64 + BLOCK_BYTES)
 }

@@ -15,6 +15,7 @@ use crate::frame::{decode_body, split_record};
 use crate::fs::{Access, Fs};
 use crate::log::{Log, lock};
 use crate::position::{Position, SegmentNumber};
+use crate::recent::RecentFile;
 use crate::walk::{Step, Walk};
 
 /// Why positions are not there.
@@ -143,7 +144,17 @@ pub struct Reader<F: Fs> {
 
 struct Open<File> {
     number: SegmentNumber,
-    walk: Walk<File>,
+    walk: Walk<RecentFile<File>>,
+}
+
+/// What reading on in one segment came to.
+enum Found {
+    /// The chunk is full, or an error waits behind its records.
+    Records,
+    /// Nothing whole up to this position.
+    Damage(Position),
+    /// All that may be read in it.
+    End,
 }
 
 /// What the log knows about a segment right now.
@@ -217,11 +228,22 @@ impl<F: Fs> Reader<F> {
                 Err(_) if !chunk.is_empty() => return Ok(ReadOutcome::Records),
                 Err(error) => return Err(error),
             }
-            if let Some(outcome) = self.read_segment(&view, chunk, max_bytes)? {
-                return Ok(outcome);
-            }
-            if self.position < view.end {
-                return Ok(self.gap(chunk, view.end, GapReason::Damaged));
+            let damaged_to = match self.read_segment(&view, chunk, max_bytes)? {
+                Found::Records => return Ok(ReadOutcome::Records),
+                Found::Damage(end) => Some(end),
+                Found::End if self.position < view.end => Some(view.end),
+                Found::End => None,
+            };
+            if let Some(end) = damaged_to {
+                if !chunk.is_empty() {
+                    return Ok(ReadOutcome::Records);
+                }
+                if self.log.note_damage(view.number) {
+                    return Ok(self.gap(chunk, end, GapReason::Damaged));
+                }
+                // Its file was reclaimed meanwhile and holds another segment by now.
+                self.open = None;
+                continue;
             }
             if !view.finished {
                 return Ok(found(chunk, ReadOutcome::CaughtUp));
@@ -292,8 +314,9 @@ impl<F: Fs> Reader<F> {
             }
             Err(error) => return Err(WalError::io("open", self.log.fs.path_of(&name), error)),
         };
+        let recent = Arc::clone(&self.log.recent);
         let walk = Walk::new(
-            file,
+            RecentFile { file, segment: view.number, recent },
             view.nonce,
             SEGMENT_HEADER_BYTES,
             view.header_crc,
@@ -304,15 +327,16 @@ impl<F: Fs> Reader<F> {
         Ok(Entered::Open)
     }
 
-    /// Reads until the chunk is full, damage shows, or the segment's readable part ends (`None`).
+    /// Reads until the chunk is full, damage shows, or the segment's readable part ends. At damage
+    /// the walk stands before it as long as the chunk has records to return first.
     fn read_segment(
         &mut self,
         view: &View,
         chunk: &mut Chunk,
         max_bytes: usize,
-    ) -> Result<Option<ReadOutcome>, WalError> {
+    ) -> Result<Found, WalError> {
         let Some(open) = self.open.as_mut() else {
-            return Ok(None);
+            return Ok(Found::End);
         };
         let name = segment_name(view.number);
         let failed = |error| WalError::io("read", self.log.fs.path_of(&name), error);
@@ -322,7 +346,7 @@ impl<F: Fs> Reader<F> {
                 Ok(Step::Frame(frame)) => frame,
                 // The frame after it shows how far it goes.
                 Ok(Step::Damage { .. }) => continue,
-                Ok(Step::End) => return Ok(None),
+                Ok(Step::End) => return Ok(Found::End),
                 Err(error) => {
                     open.walk.go_back(bookmark);
                     return after_records(chunk, failed(error));
@@ -334,8 +358,7 @@ impl<F: Fs> Reader<F> {
             }
             if header.first > self.position {
                 open.walk.go_back(bookmark);
-                let end = header.first.min(view.end);
-                return Ok(Some(self.gap(chunk, end, GapReason::Damaged)));
+                return Ok(Found::Damage(header.first.min(view.end)));
             }
             let bytes = match open.walk.bytes(&frame) {
                 Ok(bytes) => bytes,
@@ -350,22 +373,49 @@ impl<F: Fs> Reader<F> {
                 if !chunk.is_empty() {
                     open.walk.go_back(bookmark);
                 }
-                return Ok(Some(self.gap(chunk, header.end(), GapReason::Damaged)));
+                return Ok(Found::Damage(header.end()));
             }
             let skip = self.position.distance_from(header.first).unwrap_or(0);
             chunk.forget(start, skip);
             chunk.records += u64::from(header.records) - skip;
             self.position = header.end();
             if chunk.raw.len() >= max_bytes {
-                return Ok(Some(ReadOutcome::Records));
+                return Ok(Found::Records);
             }
         }
     }
 }
 
 /// Records that were read come before the error; the next call meets it again.
-fn after_records(chunk: &Chunk, error: WalError) -> Result<Option<ReadOutcome>, WalError> {
-    if chunk.is_empty() { Err(error) } else { Ok(Some(ReadOutcome::Records)) }
+fn after_records(chunk: &Chunk, error: WalError) -> Result<Found, WalError> {
+    if chunk.is_empty() { Err(error) } else { Ok(Found::Records) }
+}
+
+impl<F: Fs> Log<F> {
+    /// Remembers that a segment is damaged and keeps a copy of it; false if it is not part of the
+    /// log any more.
+    fn note_damage(&self, number: SegmentNumber) -> bool {
+        let name = segment_name(number);
+        {
+            let mut state = lock(&self.state);
+            let Some(segment) = state.segments.iter_mut().find(|listed| listed.number == number)
+            else {
+                return false;
+            };
+            if std::mem::replace(&mut segment.damaged, true) {
+                return true;
+            }
+            let kept = (name.clone(), segment.bytes);
+            if !state.quarantined.iter().any(|(known, _)| *known == name) {
+                state.quarantined.push(kept);
+            }
+        }
+        // A convenience: what cannot be kept is reported all the same.
+        if self.fs.quarantine(&name).is_err() {
+            lock(&self.state).quarantined.retain(|(kept, _)| *kept != name);
+        }
+        true
+    }
 }
 
 fn found(chunk: &Chunk, otherwise: ReadOutcome) -> ReadOutcome {

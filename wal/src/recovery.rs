@@ -23,11 +23,15 @@
 //! K   rotten header or link                   the other one makes up for it; the carry is folded
 //!                                             anew from the segment before
 //! L   a segment that a later link passes      what an interrupted recovery or an unfinished
-//!     over, or older than a reclaimed one     reclaim left: removed
+//!     over, or older than a reclaimed one;    reclaim left, or what was prepared and never used:
+//!     a header without anything behind it     removed
 //! M   a newer format version                  refused, nothing touched
 //! N   the directory is locked                 refused, nothing touched
 //! O   another log's segment                   refused, nothing touched
 //! ```
+//!
+//! Files with damage that was acknowledged are kept in `quarantine/` as well, for whoever wants to
+//! look; they count against the quota once their segment is gone.
 //!
 //! A start never writes to an old file. The new segment is made whole under another name, and only
 //! its renaming changes what the log is, so that a crash at any point of recovery leaves either
@@ -39,7 +43,6 @@ mod tail;
 use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
-use std::time::Duration;
 
 use crate::carry::{CARRY_BYTES_MAX, Carry};
 use crate::checkpoint::CursorFile;
@@ -54,7 +57,7 @@ use crate::fs::{Access, Fs, FsFile, write_all_at};
 use crate::position::{Incarnation, LogId, Position, SegmentNumber};
 use crate::segment::{self, Fault, NewSegment, SegmentInfo, Writer};
 use crate::survey::{Damage, Head, Met, Survey, read_content, survey};
-use lineage::{delivered_floor, lineage};
+use lineage::{delivered_floor, lineage, noted_floor};
 use tail::{Tail, nothing_left, read_tail};
 
 /// A row of the table above that was met.
@@ -131,6 +134,7 @@ pub(crate) struct Opened<F: Fs> {
     pub acks: Acks,
     pub cursor: CursorFile<F::File>,
     pub history: Vec<Resumed>,
+    pub quarantined: Vec<(String, u64)>,
     pub report: RecoveryReport,
 }
 
@@ -143,11 +147,7 @@ pub(crate) fn lock<F: Fs>(fs: &F) -> Result<F::Lock, WalError> {
     }
 }
 
-pub(crate) fn open<F: Fs>(
-    fs: &F,
-    carry: &mut dyn Carry,
-    now: Duration,
-) -> Result<Opened<F>, WalError> {
+pub(crate) fn open<F: Fs>(fs: &F, carry: &mut dyn Carry) -> Result<Opened<F>, WalError> {
     // Rows M and O.
     let survey = survey(fs)?;
     let mut report = RecoveryReport {
@@ -178,7 +178,12 @@ pub(crate) fn open<F: Fs>(
     if survey.heads.iter().any(|head| head.header.is_none() || head.linked.is_none()) {
         report.rows.push(RecoveryRow::RottenHead);
     }
-    if !lineage.superseded.is_empty() {
+    let newest = lineage.kept.last().map(|newest| newest.number);
+    // A later one follows: damage, which the survey has told.
+    let told = |number: &SegmentNumber| report.damage.iter().any(|at| at.segment == *number);
+    let unused: Vec<SegmentNumber> =
+        survey.unused.iter().copied().filter(|number| !told(number)).collect();
+    if !lineage.superseded.is_empty() || unused.iter().any(|number| Some(*number) < newest) {
         report.rows.push(RecoveryRow::Superseded);
     }
 
@@ -209,6 +214,7 @@ pub(crate) fn open<F: Fs>(
         .and_then(|newest| head_of(&survey, newest.number))
         .and_then(|head| head.linked.as_ref());
     let mut superseded = lineage.superseded;
+    superseded.extend(unused.into_iter().map(segment_name));
     let (predecessor, predecessor_end) = match (&newest, newest_link) {
         // Nothing in it counts: the new segment takes its place.
         (Some(newest), Some(linked)) if !tail.used && tail.end.position == newest.base => {
@@ -232,12 +238,15 @@ pub(crate) fn open<F: Fs>(
             reason: format!("its {} bytes do not fit into {CARRY_BYTES_MAX}", saved.len()),
         });
     }
+    // Acks may be taken back that far.
+    let floor = segments.front().map_or(delivered, |oldest| oldest.base);
+    let floor = floor.max(noted_floor(&survey)).min(delivered);
     let link = Link {
         number: number.next(),
         incarnation,
         predecessor,
         predecessor_end,
-        delivered,
+        delivered: floor,
         history: history.clone(),
         carry: saved,
     };
@@ -255,20 +264,19 @@ pub(crate) fn open<F: Fs>(
             tail.unproven.iter().map(|met| u64::from(met.frame.header.records)).sum();
     }
     let cursor = open_cursor(fs, &survey)?;
+    for segment in &mut segments {
+        segment.damaged = report.damage.iter().any(|at| at.segment == segment.number);
+    }
+    quarantine(fs, &report, &superseded);
     // From here on the log is the new one.
     segment::publish(fs, &mut writer)?;
     segments.push_back(writer.info.clone());
 
     remove(fs, superseded.into_iter().chain(survey.unfinished.iter().cloned()), &mut report)?;
-    for segment in &mut segments {
-        if segment.end.is_some_and(|end| end.position <= delivered) {
-            segment.covered_since = Some(now);
-        }
-    }
     report.log_id = log_id;
     report.incarnation = incarnation;
     report.proven = tail.proven;
-    report.end = writer.position;
+    report.end = writer.stands.position;
     report.torn_bytes = tail.torn_bytes;
     report.delivered = delivered;
     for gap in &mut report.gaps {
@@ -276,9 +284,28 @@ pub(crate) fn open<F: Fs>(
     }
     report.gaps.retain(|gap| gap.range.start < gap.range.end);
     let ranges = slot.map(|slot| slot.ranges).unwrap_or_default();
-    let acks = Acks::new(delivered, ranges);
+    let acks = Acks::new(floor, delivered, ranges);
     report.delivered = acks.delivered();
-    Ok(Opened { log_id, writer, segments, acks, cursor, history, report })
+    let quarantined =
+        fs.quarantined().map_err(|error| WalError::io("list", fs.path_of("quarantine"), error))?;
+    for segment in &mut segments {
+        let name = segment_name(segment.number);
+        segment.damaged |= quarantined.iter().any(|(kept, _)| *kept == name);
+    }
+    Ok(Opened { log_id, writer, segments, acks, cursor, history, quarantined, report })
+}
+
+/// Keeps copies of what is damaged. A convenience: what cannot be kept is told all the same.
+fn quarantine<F: Fs>(fs: &F, report: &RecoveryReport, removed: &[String]) {
+    for damage in &report.damage {
+        fs.quarantine(&segment_name(damage.segment)).ok();
+    }
+    // The end is lost, and these may have been it.
+    if report.rows.contains(&RecoveryRow::LostEnd) {
+        for name in removed {
+            fs.quarantine(name).ok();
+        }
+    }
 }
 
 fn head_of(survey: &Survey, number: SegmentNumber) -> Option<&Head> {
@@ -363,7 +390,7 @@ fn copy<F: Fs>(
     let failed = |error| WalError::io("read", fs.path_of(&name), error);
     let file = fs.open(&name, Access::Read).map_err(failed)?;
     let target = segment_name(writer.info.number);
-    let durable = writer.position;
+    let durable = writer.stands.position;
     let mut group = Vec::new();
     let mut group_bytes = 0;
     for (index, met) in unproven.iter().enumerate() {

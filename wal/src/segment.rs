@@ -1,24 +1,27 @@
-//! One segment file: made whole under another name, then appended to by one writer.
+//! One segment file and the only one who writes to it.
 //!
-//! A file gets its segment name only after its header, its link and the records recovery put into
-//! it are durable, so a named segment always has them; if they cannot be read, they rotted.
+//! A file gets its segment name when its header is durable. The first segment of an opening is
+//! made whole (link and what recovery puts into it) before that, because its name is what ends the
+//! recovery; later ones are prepared ahead with the header alone, and get their link when their
+//! turn comes: a file with a header and no link was never used.
 
 use std::io;
-use std::time::Duration;
+use std::sync::Arc;
 
+use crate::buffer::BlockBuffer;
+use crate::commit::Offer;
 use crate::error::{WalError, is_no_space};
 use crate::format::frame::FrameKind;
 use crate::format::link::{Link, SegmentEnd};
 use crate::format::segment::SegmentHeader;
-use crate::format::{
-    BLOCK_BYTES, SEGMENT_HEADER_BYTES, UNFINISHED_SUFFIX, align_block, segment_name, to_usize,
-};
+use crate::format::{BLOCK_BYTES, SEGMENT_HEADER_BYTES, UNFINISHED_SUFFIX, segment_name, to_usize};
 use crate::frame::{Frame, Place};
-use crate::fs::{Fs, FsFile, write_all_at};
+use crate::fs::{Access, Fs, FsFile, write_all_at};
 use crate::position::{Incarnation, LogId, Position, SegmentNumber};
 
-/// A group buffer that grew for a huge record is given back down to this.
-const BUFFER_BYTES_KEPT: usize = 2 * 1024 * 1024;
+/// Groups that are in flight side by side, each through a file description of its own: the system
+/// reports a failed write-back once per description, and each group must hear of its own.
+pub(crate) const IN_FLIGHT_MAX: usize = 2;
 
 /// Why a step of the writer failed, by what it means for the log.
 #[derive(Debug)]
@@ -39,7 +42,7 @@ impl Fault {
 
     /// For syncs: a lack of space found there has lost pages already.
     pub fn hard(op: &'static str, path: String, error: io::Error) -> Self {
-        Self::Fatal(WalError::Io { op, path, source: std::sync::Arc::new(error) })
+        Self::Fatal(WalError::Io { op, path, source: Arc::new(error) })
     }
 }
 
@@ -65,60 +68,115 @@ pub(crate) struct SegmentInfo {
     pub end: Option<SegmentEnd>,
     /// Size of the file.
     pub bytes: u64,
-    /// When a durable checkpoint first said that all of it is delivered.
-    pub covered_since: Option<Duration>,
+    /// Milliseconds since 1970 at which its header was made, if that could be read.
+    pub created_ms: Option<u64>,
+    /// Bytes in it are not what they should be: its file is not used again.
+    pub damaged: bool,
+    /// Its file held an earlier segment.
+    pub recycled: bool,
+}
+
+impl SegmentInfo {
+    /// Whether nothing is written to it any more.
+    pub fn is_finished(&self) -> bool {
+        self.end.is_some()
+    }
+}
+
+/// A file that has a header and a name and waits to become the newest segment.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Prepared {
+    pub number: SegmentNumber,
+    pub header: SegmentHeader,
+    pub header_crc: u32,
+    pub bytes: u64,
+    /// Its bytes were written before, so that writing them again takes no space.
+    pub written: bool,
+}
+
+/// Where the writer stands.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Standing {
+    /// Where the next group starts; a multiple of the block size.
+    pub at: u64,
+    /// CRC of the last frame's header.
+    pub chain: u32,
+    /// After the last record laid out.
+    pub position: Position,
+    /// The last frame proves everything before it.
+    pub proven: bool,
 }
 
 /// The only one who writes to the newest segment.
 #[derive(Debug)]
 pub(crate) struct Writer<File> {
-    pub file: File,
+    /// One description per group in flight.
+    pub files: [Arc<File>; IN_FLIGHT_MAX],
     pub info: SegmentInfo,
-    /// Where the next group starts; a multiple of the block size.
-    pub at: u64,
-    /// CRC of the last frame's header.
-    pub chain: u32,
-    /// After the last record written.
-    pub position: Position,
-    /// The last frame proves everything before it.
-    pub proven: bool,
+    pub stands: Standing,
+    /// Bytes of the file that were written before; 0 in a file that grows.
+    pub prepared_bytes: u64,
     pub sealed: bool,
-    buffer: Vec<u8>,
+    buffer: BlockBuffer,
 }
 
 impl<File: FsFile> Writer<File> {
-    /// Writes the frames as one group. After an error nothing of it counts, and the next group
-    /// goes to the same place: no block there holds acknowledged bytes.
-    pub fn append(&mut self, frames: &[Frame], durable: Position) -> io::Result<u64> {
-        self.buffer.clear();
-        let mut chain = self.chain;
+    /// Lays the frames out as one group behind the last one and moves on; returns the byte where
+    /// the group belongs. Nothing is written.
+    pub fn lay_out(&mut self, frames: &[Frame], durable: Position, into: &mut BlockBuffer) -> u64 {
+        let at = self.stands.at;
+        into.reset(to_usize(frames.iter().map(Frame::bytes).sum::<u64>() + BLOCK_BYTES));
+        let (out, start) = into.out();
         let last = frames.len().saturating_sub(1);
+        let mut chain = self.stands.chain;
         for (index, frame) in frames.iter().enumerate() {
             let place =
                 Place { nonce: self.info.nonce, chain, durable, last_of_group: index == last };
-            chain = frame.lay_out(place, &mut self.buffer);
+            chain = frame.lay_out(place, out, start);
         }
-        let bytes = self.buffer.len() as u64;
-        let outcome = write_all_at(&self.file, self.at, &self.buffer);
-        self.buffer.clear();
-        self.buffer.shrink_to(BUFFER_BYTES_KEPT);
-        outcome?;
-        self.at += bytes;
-        self.chain = chain;
         if let Some(frame) = frames.last() {
-            self.position = frame.end();
-            self.proven = matches!(frame.kind, FrameKind::Mark | FrameKind::Seal);
+            self.stands = Standing {
+                at: at + into.as_slice().len() as u64,
+                chain,
+                position: frame.end(),
+                proven: matches!(frame.kind, FrameKind::Mark | FrameKind::Seal | FrameKind::Link),
+            };
         }
-        Ok(bytes)
+        at
+    }
+
+    /// Writes the frames as one group, while nothing else is in flight. After an error nothing of
+    /// it counts, and the next group goes to the same place: no block there holds acknowledged
+    /// bytes.
+    pub fn append(&mut self, frames: &[Frame], durable: Position) -> io::Result<u64> {
+        let before = self.stands;
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let at = self.lay_out(frames, durable, &mut buffer);
+        let [file, ..] = &self.files;
+        let outcome = write_all_at(file.as_ref(), at, buffer.as_slice());
+        self.buffer = buffer;
+        if outcome.is_err() {
+            self.stands = before;
+        }
+        outcome.map(|()| self.stands.at - at)
+    }
+
+    /// Syncs what [`append`](Self::append) wrote.
+    pub fn sync(&self) -> io::Result<()> {
+        let [file, ..] = &self.files;
+        file.sync_data()
     }
 
     pub fn end(&self) -> SegmentEnd {
-        SegmentEnd { position: self.position, byte: self.at, chain: self.chain }
+        let Standing { at, chain, position, .. } = self.stands;
+        SegmentEnd { position, byte: at, chain }
     }
 
-    /// Bytes for groups that are left; a block for the seal is kept back.
-    pub fn room(&self, segment_bytes: u64) -> u64 {
-        segment_bytes.saturating_sub(self.at).saturating_sub(BLOCK_BYTES)
+    /// What it offers to groups; a block for the seal is kept back.
+    pub fn offer(&self, segment_bytes: u64) -> Offer {
+        let prepared = self.prepared_bytes > self.stands.at;
+        let size = if prepared { self.prepared_bytes } else { segment_bytes };
+        Offer { room: size.saturating_sub(self.stands.at).saturating_sub(BLOCK_BYTES), prepared }
     }
 }
 
@@ -131,81 +189,148 @@ pub(crate) struct NewSegment {
     pub durable: Position,
 }
 
-fn unfinished_name(number: SegmentNumber) -> String {
+pub(crate) fn unfinished_name(number: SegmentNumber) -> String {
     format!("{}{UNFINISHED_SUFFIX}", segment_name(number))
 }
 
-/// Writes header and link to a file that has no segment name yet.
+/// A header for a new file, with a nonce that no other file has.
+pub(crate) fn new_header<F: Fs>(
+    fs: &F,
+    log_id: LogId,
+    number: SegmentNumber,
+    incarnation: Incarnation,
+    recycled: bool,
+) -> Result<SegmentHeader, Fault> {
+    let mut nonce = [0; 8];
+    fs.entropy(&mut nonce).map_err(|error| {
+        Fault::hard("draw a nonce for", fs.path_of(&segment_name(number)), error)
+    })?;
+    Ok(SegmentHeader {
+        log_id,
+        number,
+        incarnation,
+        nonce: u64::from_le_bytes(nonce),
+        created_ms: u64::try_from(fs.unix_time().as_millis()).unwrap_or(u64::MAX),
+        recycled,
+    })
+}
+
+/// Creates a file that has no segment name yet, in place of what an attempt left that found no
+/// space.
+pub(crate) fn create_unfinished<F: Fs>(fs: &F, number: SegmentNumber) -> Result<F::File, Fault> {
+    let name = unfinished_name(number);
+    match fs.create_new(&name) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            fs.unlink(&name).and_then(|()| fs.create_new(&name))
+        }
+        outcome => outcome,
+    }
+    .map_err(|error| Fault::soft("create", fs.path_of(&name), error))
+}
+
+fn open_for_groups<F: Fs>(fs: &F, name: &str) -> Result<[Arc<F::File>; IN_FLIGHT_MAX], Fault> {
+    let open = || {
+        fs.open(name, Access::WriteBlocks)
+            .map(Arc::new)
+            .map_err(|error| Fault::soft("open", fs.path_of(name), error))
+    };
+    Ok([open()?, open()?])
+}
+
+/// Writes header and link to a file that has no segment name yet: the first segment of an opening.
 pub(crate) fn create<F: Fs>(
     fs: &F,
     new: NewSegment,
     link: &Link,
 ) -> Result<Writer<F::File>, Fault> {
     let name = unfinished_name(link.number);
-    let path = || fs.path_of(&name);
-    let mut nonce = [0; 8];
-    fs.entropy(&mut nonce).map_err(|error| Fault::hard("draw a nonce for", path(), error))?;
-    let header = SegmentHeader {
-        log_id: new.log_id,
+    let header = new_header(fs, new.log_id, link.number, link.incarnation, false)?;
+    let file = create_unfinished(fs, link.number)?;
+    let (block, header_crc) = header.encode();
+    let made = write_all_at(&file, 0, &block)
+        .and_then(|()| file.sync_data())
+        .map_err(|error| Fault::soft("write", fs.path_of(&name), error));
+    drop(file);
+    let prepared = Prepared {
         number: link.number,
-        incarnation: link.incarnation,
-        nonce: u64::from_le_bytes(nonce),
-        created_ms: u64::try_from(fs.unix_time().as_millis()).unwrap_or(u64::MAX),
+        header,
+        header_crc,
+        bytes: SEGMENT_HEADER_BYTES,
+        written: false,
     };
-    let file = match fs.create_new(&name) {
-        // Left behind by an attempt that found no space.
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            fs.unlink(&name).and_then(|()| fs.create_new(&name))
-        }
-        outcome => outcome,
-    }
-    .map_err(|error| Fault::soft("create", path(), error))?;
-
-    let (mut buffer, header_crc) = header.encode();
-    let frame = Frame::control(FrameKind::Link, new.base, link.encode());
-    let place =
-        Place { nonce: header.nonce, chain: header_crc, durable: new.durable, last_of_group: true };
-    let chain = frame.lay_out(place, &mut buffer);
-    let at = buffer.len() as u64;
-    debug_assert_eq!(at, SEGMENT_HEADER_BYTES + align_block(frame.bytes()));
-    if let Err(error) = write_all_at(&file, 0, &buffer) {
+    let written = made
+        .and_then(|()| begin(fs, &name, prepared, new.base))
+        .and_then(|mut writer| write_link(fs, &mut writer, new, link).map(|()| writer));
+    if written.is_err() {
         // Give back what was taken; the next attempt removes it too, should this fail.
         fs.unlink(&name).ok();
-        return Err(Fault::soft("write", path(), error));
     }
-    buffer.clear();
+    written
+}
+
+/// Opens a prepared file, under whatever name it has, for its link and its groups.
+pub(crate) fn begin<F: Fs>(
+    fs: &F,
+    name: &str,
+    prepared: Prepared,
+    base: Position,
+) -> Result<Writer<F::File>, Fault> {
     Ok(Writer {
-        file,
+        files: open_for_groups(fs, name)?,
         info: SegmentInfo {
-            number: link.number,
-            incarnation: link.incarnation,
-            nonce: header.nonce,
-            base: new.base,
-            header_crc: Some(header_crc),
+            number: prepared.number,
+            incarnation: prepared.header.incarnation,
+            nonce: prepared.header.nonce,
+            base,
+            header_crc: Some(prepared.header_crc),
             end: None,
-            bytes: at,
-            covered_since: None,
+            bytes: prepared.bytes,
+            created_ms: Some(prepared.header.created_ms),
+            damaged: false,
+            recycled: prepared.header.recycled,
         },
-        at,
-        chain,
-        position: new.base,
-        proven: true,
+        stands: Standing {
+            at: SEGMENT_HEADER_BYTES,
+            chain: prepared.header_crc,
+            position: base,
+            proven: true,
+        },
+        prepared_bytes: if prepared.written { prepared.bytes } else { 0 },
         sealed: false,
-        buffer,
+        buffer: BlockBuffer::default(),
     })
+}
+
+/// Writes the link; it is not durable yet.
+pub(crate) fn write_link<F: Fs>(
+    fs: &F,
+    writer: &mut Writer<F::File>,
+    new: NewSegment,
+    link: &Link,
+) -> Result<(), Fault> {
+    let frame = Frame::control(FrameKind::Link, new.base, link.encode());
+    writer.append(&[frame], new.durable).map_err(|error| {
+        Fault::soft("write", fs.path_of(&segment_name(writer.info.number)), error)
+    })?;
+    writer.info.bytes = writer.info.bytes.max(writer.stands.at);
+    Ok(())
 }
 
 /// Makes a created file durable and gives it its name.
 pub(crate) fn publish<F: Fs>(fs: &F, writer: &mut Writer<F::File>) -> Result<(), Fault> {
     let unfinished = unfinished_name(writer.info.number);
-    let name = segment_name(writer.info.number);
-    writer.file.sync_data().map_err(|error| Fault::hard("sync", fs.path_of(&unfinished), error))?;
+    writer.sync().map_err(|error| Fault::hard("sync", fs.path_of(&unfinished), error))?;
+    name_it(fs, writer.info.number)?;
+    writer.info.bytes = writer.stands.at;
+    Ok(())
+}
+
+/// Gives an unfinished file its segment name, durably.
+pub(crate) fn name_it<F: Fs>(fs: &F, number: SegmentNumber) -> Result<(), Fault> {
+    let (unfinished, name) = (unfinished_name(number), segment_name(number));
     fs.rename(&unfinished, &name)
         .map_err(|error| Fault::soft("rename", fs.path_of(&unfinished), error))?;
-    fs.sync_dir()
-        .map_err(|error| Fault::hard("sync the directory of", fs.path_of(&name), error))?;
-    writer.info.bytes = writer.at;
-    Ok(())
+    fs.sync_dir().map_err(|error| Fault::hard("sync the directory of", fs.path_of(&name), error))
 }
 
 /// Reads up to `length` bytes from the start of a file.

@@ -66,6 +66,7 @@ impl SimDisk {
             durable: BTreeMap::new(),
             pending: Vec::new(),
             capacity: None,
+            overwrites_in_place: true,
             operations: 0,
             stop_at: None,
             stopped: false,
@@ -142,6 +143,11 @@ impl SimDisk {
     /// Bytes that fit on the disk; beyond that, writing finds no space. `None` lifts the limit.
     pub fn set_capacity(&self, bytes: Option<u64>) {
         self.disk().capacity = bytes;
+    }
+
+    /// Makes it say that it copies on write, or that it does not (as at first).
+    pub fn set_copy_on_write(&self, copies: bool) {
+        self.disk().overwrites_in_place = !copies;
     }
 
     /// Bytes of all files.
@@ -245,9 +251,40 @@ impl Fs for SimDisk {
         })
     }
 
+    fn quarantine(&self, name: &str) -> io::Result<()> {
+        self.disk().whole(self.boot, |disk| {
+            let file = disk
+                .live
+                .get(name)
+                .copied()
+                .ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+            let kept = format!("quarantine/{name}");
+            if !disk.live.contains_key(&kept) {
+                disk.live.insert(kept.clone(), file);
+                disk.pending.push(NameChange::Add(kept, file));
+            }
+            Ok(())
+        })
+    }
+
+    fn quarantined(&self) -> io::Result<Vec<(String, u64)>> {
+        self.disk().whole(self.boot, |disk| {
+            let sizes = disk.live.iter().filter_map(|(name, file)| {
+                let name = name.strip_prefix("quarantine/")?;
+                Some((name.to_owned(), disk.files.get(file)?.live.len() as u64))
+            });
+            Ok(sizes.collect())
+        })
+    }
+
+    fn overwrites_in_place(&self) -> bool {
+        self.disk().overwrites_in_place
+    }
+
     fn list(&self) -> io::Result<Vec<String>> {
         self.disk().whole(self.boot, |disk| {
-            let mut names: Vec<String> = disk.live.keys().cloned().collect();
+            let in_directory = |name: &&String| !name.contains('/');
+            let mut names: Vec<String> = disk.live.keys().filter(in_directory).cloned().collect();
             // A directory has no order.
             for last in (1..names.len()).rev() {
                 let other = disk.random.up_to(last);

@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use crate::fs::Fs;
+use crate::leader::InFlight;
 use crate::log::{Log, State};
 use crate::position::{Incarnation, LogId, Position};
+use crate::timing::Latency;
 
 /// A snapshot. `appended >= durable >= delivered >= reclaimed`.
 #[derive(Clone, Debug, PartialEq)]
@@ -24,26 +26,47 @@ pub struct WalStatus {
     pub backlog_bytes: u64,
     /// Bytes of frames that are queued or being written.
     pub queued_bytes: u64,
-    /// Bytes of all files of the log.
+    /// Bytes of all files of the log, those that stand ready for new records included.
     pub allocated_bytes: u64,
+    /// The part of them that records, delivered or not, lie in.
+    pub used_bytes: u64,
     /// The quota.
     pub max_bytes: u64,
-    /// Number of segment files.
+    /// Number of segment files with records.
     pub segments: usize,
+    /// Reclaimed files that wait to be used again.
+    pub spare_segments: usize,
+    /// A segment is prepared for the next change.
+    pub next_prepared: bool,
+    /// When the oldest segment was begun, milliseconds since 1970 by the wall clock of that moment:
+    /// no record in the log is older.
+    pub oldest_segment_ms: Option<u64>,
     /// The present opening.
     pub incarnation: Incarnation,
     /// The log.
     pub log_id: LogId,
     /// What poisoned the log, if it is.
     pub poisoned: Option<String>,
-    /// The last write found no space; the log goes on by itself when there is some.
+    /// The last write found no space, or less is free than `min_free_bytes`; the log goes on by
+    /// itself when there is some.
     pub out_of_space: bool,
     /// No more appends.
     pub closed: bool,
-    /// How long the last sync took.
-    pub last_sync: Option<Duration>,
-    /// Group syncs since the log was opened.
-    pub syncs: u64,
+    /// From append to durable, per batch.
+    pub append_latency: Latency,
+    /// The write of a group; with direct writes, until it is on the medium.
+    pub write_latency: Latency,
+    /// The sync of a group.
+    pub sync_latency: Latency,
+    /// How long the oldest group in flight has been on its way, if there is one: a slow disk shows
+    /// here while it is slow.
+    pub in_flight_for: Option<Duration>,
+    /// Groups made durable since the log was opened.
+    pub groups: u64,
+    /// Bytes given to the disk since the log was opened, links, marks and prepared files included.
+    pub bytes_written: u64,
+    /// Raw bytes of the records among them.
+    pub payload_bytes_written: u64,
 }
 
 impl WalStatus {
@@ -55,7 +78,7 @@ impl WalStatus {
     /// The used part of the quota, 0 to 1; what is queued counts as used.
     #[must_use]
     pub fn fill(&self) -> f64 {
-        ratio(self.allocated_bytes.saturating_add(self.queued_bytes), self.max_bytes)
+        ratio(self.used_bytes.saturating_add(self.queued_bytes), self.max_bytes)
     }
 
     /// Whether intake should pause.
@@ -92,15 +115,24 @@ impl WalStatus {
             backlog_bytes: backlog_bytes(state, delivered, durable),
             queued_bytes: state.commit.queued_bytes(),
             allocated_bytes: state.allocated_bytes(),
+            used_bytes: state.allocated_bytes().saturating_sub(state.reusable_bytes()),
             max_bytes: log.config.max_bytes,
             segments: state.segments.len(),
+            spare_segments: state.stock.spares.len(),
+            next_prepared: state.stock.next.is_some(),
+            oldest_segment_ms: state.segments.front().and_then(|oldest| oldest.created_ms),
             incarnation: log.incarnation,
             log_id: log.log_id,
             poisoned: state.poison.as_ref().map(ToString::to_string),
-            out_of_space: state.commit.starved(),
+            out_of_space: state.commit.starved() || state.below_floor,
             closed: state.closed,
-            last_sync: state.last_sync,
-            syncs: state.syncs,
+            append_latency: log.timings.append.snapshot(),
+            write_latency: log.timings.write.snapshot(),
+            sync_latency: log.timings.sync.snapshot(),
+            in_flight_for: state.in_flight.front().map(InFlight::age),
+            groups: state.groups,
+            bytes_written: state.bytes_written,
+            payload_bytes_written: state.payload_written,
         }
     }
 }
@@ -112,10 +144,11 @@ fn backlog_bytes<File>(state: &State<File>, delivered: Position, durable: Positi
         if end <= delivered {
             break;
         }
+        let content = segment.end.map_or(state.durable_byte, |end| end.byte);
         let records = end.distance_from(segment.base).unwrap_or(0);
         let undelivered = end.distance_from(delivered.max(segment.base)).unwrap_or(0);
         if let Some(share) =
-            (u128::from(segment.bytes) * u128::from(undelivered)).checked_div(u128::from(records))
+            (u128::from(content) * u128::from(undelivered)).checked_div(u128::from(records))
         {
             total = total.saturating_add(u64::try_from(share).unwrap_or(u64::MAX));
         }

@@ -6,13 +6,13 @@
 use std::io;
 
 use crate::error::WalError;
-use crate::format::frame::{FRAME_HEADER_BYTES, FrameHeader, FrameKind};
+use crate::format::frame::{FRAME_HEADER_BYTES, FRAME_MAGIC, FrameHeader, FrameKind};
 use crate::format::link::{Link, SegmentEnd};
 use crate::format::segment::SegmentHeader;
 use crate::format::slot::Slot;
 use crate::format::{
     BLOCK_BYTES, CURSOR_NAME, FORMAT_VERSION, Malformed, SEGMENT_HEADER_BYTES, parse_segment_name,
-    segment_name,
+    segment_name, to_usize,
 };
 use crate::fs::{Access, Fs, FsFile};
 use crate::position::{LogId, Position, SegmentNumber};
@@ -55,7 +55,9 @@ pub(crate) struct Survey {
     pub heads: Vec<Head>,
     pub damage: Vec<Damage>,
     pub slots: Slots,
-    /// Files that were being made when the process ended.
+    /// Segments with a header and nothing else: prepared and never used, or all of it is lost.
+    pub unused: Vec<SegmentNumber>,
+    /// Files that were being made when the process ended, and those that waited to be used again.
     pub unfinished: Vec<String>,
     /// The highest number any file name uses.
     pub highest: SegmentNumber,
@@ -82,13 +84,8 @@ pub(crate) fn survey<F: Fs>(fs: &F) -> Result<Survey, WalError> {
         heads: Vec::with_capacity(numbers.len()),
         damage: Vec::new(),
         slots,
-        unfinished: names
-            .into_iter()
-            .filter(|name| {
-                name.strip_suffix(crate::format::UNFINISHED_SUFFIX)
-                    .is_some_and(|name| name == CURSOR_NAME || parse_segment_name(name).is_some())
-            })
-            .collect(),
+        unused: Vec::new(),
+        unfinished: names.into_iter().filter(|name| is_unfinished(name)).collect(),
         highest: numbers.last().copied().unwrap_or_default(),
     };
     for number in numbers {
@@ -105,12 +102,33 @@ pub(crate) fn survey<F: Fs>(fs: &F) -> Result<Survey, WalError> {
                 survey.damage.extend(damage);
                 survey.heads.push(head);
             }
-            Err(Malformed::Newer(found)) => return Err(newer(fs, &name, found)),
-            Err(reason) => survey.damage.push(Damage { segment: number, byte_at: 0, reason }),
+            Err(Headless::Unused) => survey.unused.push(number),
+            Err(Headless::Malformed(Malformed::Newer(found))) => {
+                return Err(newer(fs, &name, found));
+            }
+            Err(Headless::Malformed(reason)) => {
+                survey.damage.push(Damage { segment: number, byte_at: 0, reason });
+            }
+        }
+    }
+    // A segment that a later one follows was in use.
+    for number in &survey.unused {
+        let follows = |head: &Head| {
+            head.linked.as_ref().is_some_and(|linked| linked.link.predecessor == *number)
+        };
+        if survey.heads.iter().any(follows) {
+            let reason = Malformed::Zeros;
+            survey.damage.push(Damage { segment: *number, byte_at: SEGMENT_HEADER_BYTES, reason });
         }
     }
     check_log_ids(fs, &survey)?;
     Ok(survey)
+}
+
+fn is_unfinished(name: &str) -> bool {
+    let unfinished = name.strip_suffix(crate::format::UNFINISHED_SUFFIX);
+    unfinished.is_some_and(|name| name == CURSOR_NAME || parse_segment_name(name).is_some())
+        || name.starts_with(crate::format::SPARE_PREFIX)
 }
 
 fn newer<F: Fs>(fs: &F, name: &str, found: u32) -> WalError {
@@ -155,7 +173,14 @@ fn read_slots<F: Fs>(fs: &F) -> Result<Slots, WalError> {
     Ok(slots)
 }
 
-type HeadOutcome = Result<(Head, Vec<Damage>), Malformed>;
+/// Why a segment file has no head.
+enum Headless {
+    /// A whole header with nothing behind it that is of this segment.
+    Unused,
+    Malformed(Malformed),
+}
+
+type HeadOutcome = Result<(Head, Vec<Damage>), Headless>;
 
 /// Header and link. A rotten header is made up for by the link, a missing link by the first frame
 /// that can be found; `Err` if the file has nothing to go by.
@@ -166,8 +191,8 @@ fn read_head<File: FsFile>(file: File, number: SegmentNumber) -> io::Result<Head
     let header = match SegmentHeader::decode(&start) {
         Ok((header, crc)) if header.number == number => Some((header, crc)),
         // The file of another segment under this name.
-        Ok(_) => return Ok(Err(Malformed::Nonce)),
-        Err(Malformed::Newer(found)) => return Ok(Err(Malformed::Newer(found))),
+        Ok(_) => return Ok(Err(Headless::Malformed(Malformed::Nonce))),
+        Err(reason @ Malformed::Newer(_)) => return Ok(Err(Headless::Malformed(reason))),
         Err(reason) => {
             damage.push(Damage { segment: number, byte_at: 0, reason });
             None
@@ -178,10 +203,12 @@ fn read_head<File: FsFile>(file: File, number: SegmentNumber) -> io::Result<Head
         None => first_nonce(&file, bytes)?,
     };
     let Some(nonce) = nonce else {
-        return Ok(Err(damage.first().map_or(Malformed::Short, |damage| damage.reason)));
+        let reason = damage.first().map_or(Malformed::Short, |damage| damage.reason);
+        return Ok(Err(Headless::Malformed(reason)));
     };
     let header_crc = header.as_ref().map(|(_, crc)| *crc);
-    let mut walk = Walk::new(file, nonce, SEGMENT_HEADER_BYTES, header_crc, None, bytes);
+    let mut walk =
+        Walk::new(file, nonce, SEGMENT_HEADER_BYTES, header_crc, None, bytes).first_frame_only();
     let mut linked = None;
     let mut base = None;
     let mut incarnation = header.as_ref().map(|(header, _)| header.incarnation);
@@ -202,7 +229,11 @@ fn read_head<File: FsFile>(file: File, number: SegmentNumber) -> io::Result<Head
                     incarnation = Some(link.incarnation);
                     linked = Some(Linked { link, durable: frame.header.durable });
                 }
-                Ok(_) => return Ok(Err(Malformed::Nonce)),
+                Ok(_) => return Ok(Err(Headless::Malformed(Malformed::Nonce))),
+                // The write of its first group was cut: it was never in use.
+                Err(_) if header.is_some() && !any_frame(&mut walk)? => {
+                    return Ok(Err(Headless::Unused));
+                }
                 Err(reason) => {
                     damage.push(Damage { segment: number, byte_at: frame.at, reason });
                 }
@@ -210,7 +241,12 @@ fn read_head<File: FsFile>(file: File, number: SegmentNumber) -> io::Result<Head
         }
     }
     let Some(base) = base else {
-        return Ok(Err(Malformed::Zeros));
+        let reason = damage.first().map_or(Malformed::Zeros, |damage| damage.reason);
+        return Ok(Err(if header.is_some() {
+            Headless::Unused
+        } else {
+            Headless::Malformed(reason)
+        }));
     };
     let info = SegmentInfo {
         number,
@@ -220,10 +256,22 @@ fn read_head<File: FsFile>(file: File, number: SegmentNumber) -> io::Result<Head
         header_crc,
         end: None,
         bytes,
-        covered_since: None,
+        created_ms: header.as_ref().map(|(header, _)| header.created_ms),
+        damaged: false,
+        recycled: header.as_ref().is_some_and(|(header, _)| header.recycled),
     };
     let log_id = header.as_ref().map(|(header, _)| header.log_id);
     Ok(Ok((Head { info, log_id, linked, header: header.map(|(header, _)| header) }, damage)))
+}
+
+fn any_frame<File: FsFile>(walk: &mut Walk<File>) -> io::Result<bool> {
+    loop {
+        match walk.next()? {
+            Step::Frame(_) => return Ok(true),
+            Step::Damage { .. } => {}
+            Step::End => return Ok(false),
+        }
+    }
 }
 
 /// The nonce of the first frame with a whole header, wherever it is.
@@ -269,6 +317,8 @@ impl Met {
 pub(crate) struct Content {
     pub met: Vec<Met>,
     pub damage: Vec<(u64, Malformed)>,
+    /// Bytes behind the last frame up to the last one that somebody began to write for it.
+    pub torn_bytes: u64,
 }
 
 pub(crate) fn read_content<F: Fs>(
@@ -303,7 +353,49 @@ pub(crate) fn read_content<F: Fs>(
                 content.damage.push((at, reason));
                 after_damage = true;
             }
-            Step::End => return Ok(content),
+            Step::End => break,
         }
     }
+    let end = content.met.last().map_or(SEGMENT_HEADER_BYTES, |met| met.end.byte);
+    content.torn_bytes = torn_bytes(walk.file(), info, end, limit).map_err(failed)?;
+    Ok(content)
+}
+
+/// How far behind `end` somebody wrote something that did not become a frame. In a file that was
+/// filled with zeros, everything else; in a recycled one, where stale bytes look like torn ones,
+/// what has a frame header of this segment.
+fn torn_bytes<File: FsFile>(
+    file: &File,
+    info: &SegmentInfo,
+    end: u64,
+    limit: u64,
+) -> io::Result<u64> {
+    const STEP: usize = 256 * 1024;
+    let mut buffer = vec![0; STEP + FRAME_HEADER_BYTES];
+    let mut torn_to = end;
+    let mut at = end;
+    while at < limit {
+        let wanted = to_usize(limit - at).min(buffer.len());
+        let read = crate::fs::read_full_at(file, at, buffer.get_mut(..wanted).unwrap_or_default())?;
+        if read == 0 {
+            break;
+        }
+        let window = buffer.get(..read).unwrap_or_default();
+        if info.recycled {
+            for start in (0..read.min(STEP)).step_by(8) {
+                let candidate = window.get(start..).unwrap_or_default();
+                if candidate.starts_with(&FRAME_MAGIC)
+                    && let Ok((header, _)) = FrameHeader::decode(candidate)
+                    && header.nonce == info.nonce
+                {
+                    let frame_end = at + start as u64 + header.frame_bytes();
+                    torn_to = torn_to.max(frame_end.min(limit));
+                }
+            }
+        } else if let Some(last) = window.iter().rposition(|byte| *byte != 0) {
+            torn_to = at + last as u64 + 1;
+        }
+        at += STEP as u64;
+    }
+    Ok(torn_to - end)
 }

@@ -14,6 +14,8 @@ use crate::fs::{FsFile, read_full_at};
 use crate::position::Position;
 
 const READ_AHEAD_BYTES: u64 = 256 * 1024;
+/// Enough for most links.
+const FIRST_FRAME_BYTES: u64 = 8 * 1024;
 
 /// A frame whose header is in order; annotation and body are not checked yet.
 #[derive(Clone, Copy, Debug)]
@@ -52,6 +54,7 @@ pub(crate) struct Walk<File> {
     place: Bookmark,
     window: Vec<u8>,
     window_at: u64,
+    read_ahead: u64,
 }
 
 impl<File: FsFile> Walk<File> {
@@ -71,7 +74,14 @@ impl<File: FsFile> Walk<File> {
             place: Bookmark { at, chain, expected, lost: false },
             window: Vec::new(),
             window_at: 0,
+            read_ahead: READ_AHEAD_BYTES,
         }
+    }
+
+    /// Reads only a little ahead: for the first frame of each of many files.
+    pub fn first_frame_only(mut self) -> Self {
+        self.read_ahead = FIRST_FRAME_BYTES;
+        self
     }
 
     /// The limit may only grow.
@@ -87,6 +97,11 @@ impl<File: FsFile> Walk<File> {
         self.place = bookmark;
     }
 
+    /// The file it walks through.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
     /// The byte where the walk stands.
     pub fn at(&self) -> u64 {
         self.place.at
@@ -94,6 +109,7 @@ impl<File: FsFile> Walk<File> {
 
     pub fn next(&mut self) -> io::Result<Step> {
         if self.place.lost {
+            self.read_ahead = READ_AHEAD_BYTES;
             return self.search();
         }
         let at = self.place.at;
@@ -180,7 +196,7 @@ impl<File: FsFile> Walk<File> {
         let wanted = length.min(self.limit.saturating_sub(at));
         let window_end = self.window_at + self.window.len() as u64;
         if at < self.window_at || at + wanted > window_end {
-            let ahead = wanted.max(READ_AHEAD_BYTES).min(self.limit.saturating_sub(at));
+            let ahead = wanted.max(self.read_ahead).min(self.limit.saturating_sub(at));
             self.window.resize(to_usize(ahead), 0);
             self.window_at = at;
             let outcome = read_full_at(&self.file, at, &mut self.window);
@@ -239,7 +255,7 @@ mod tests {
 
     fn lay(frame: &Frame, nonce: u64, chain: u32, out: &mut Vec<u8>) -> u32 {
         let place = Place { nonce, chain, durable: Position::ZERO, last_of_group: true };
-        frame.lay_out(place, out)
+        frame.lay_out(place, out, 0)
     }
 
     /// First positions of the frames found, `None` for damage.

@@ -9,7 +9,8 @@
 //! 32  8  byte after the predecessor's last frame that counts
 //! 40  4  CRC of the header of that frame
 //! 44  4  entries in the history
-//! 48  8  delivered floor: everything before it was delivered when this was written
+//! 48  8  delivered floor: everything before it was delivered when this was written, and longer
+//!        ago than the hold-back
 //! 56  4  carry bytes
 //! 60  4  reserved, 0
 //! 64     history: 8 incarnation, 8 first position that is new in it

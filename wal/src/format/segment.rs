@@ -18,7 +18,11 @@ pub struct SegmentHeader {
     pub nonce: u64,
     /// When it was made, milliseconds since 1970, for people.
     pub created_ms: u64,
+    /// Its file belonged to an earlier segment: behind the last frame lie stale bytes.
+    pub recycled: bool,
 }
+
+const FLAG_RECYCLED: u32 = 1;
 
 impl SegmentHeader {
     /// The header's block, and its CRC, from which the chain of the frames starts.
@@ -26,7 +30,8 @@ impl SegmentHeader {
         let mut fields = Vec::with_capacity(super::BLOCK);
         fields.extend_from_slice(&MAGIC);
         fields.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
-        fields.extend_from_slice(&[0; 4]);
+        let flags = if self.recycled { FLAG_RECYCLED } else { 0 };
+        fields.extend_from_slice(&flags.to_le_bytes());
         fields.extend_from_slice(&self.log_id.bytes());
         fields.extend_from_slice(&self.number.get().to_le_bytes());
         fields.extend_from_slice(&self.incarnation.get().to_le_bytes());
@@ -39,13 +44,17 @@ impl SegmentHeader {
 
     pub(crate) fn decode(block: &[u8]) -> Result<(Self, u32), Malformed> {
         let (mut fields, crc) = open_block(block, MAGIC)?;
-        fields.u32()?;
+        let flags = fields.u32()?;
+        if flags & !FLAG_RECYCLED != 0 {
+            return Err(Malformed::Field);
+        }
         let header = Self {
             log_id: LogId::new(fields.array()?),
             number: SegmentNumber::new(fields.u64()?),
             incarnation: Incarnation::new(fields.u64()?),
             nonce: fields.u64()?,
             created_ms: fields.u64()?,
+            recycled: flags & FLAG_RECYCLED != 0,
         };
         Ok((header, crc))
     }
@@ -62,6 +71,7 @@ mod tests {
             incarnation: Incarnation::new(2),
             nonce: 0x0123_4567_89ab_cdef,
             created_ms: 1_700_000_000_000,
+            recycled: true,
         }
     }
 

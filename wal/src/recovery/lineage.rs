@@ -27,13 +27,7 @@ pub(crate) fn delivered_floor(survey: &Survey, report: &mut RecoveryReport) -> P
         !matches!(slot, Err(Malformed::Zeros | Malformed::Missing | Malformed::Short))
     };
     let bad = survey.slots.iter().any(|slot| written(&slot));
-    // A link notes *delivered* too, and may have reached the disk when the slot did not.
-    let noted = survey
-        .heads
-        .iter()
-        .filter_map(|head| head.linked.as_ref().map(|linked| linked.link.delivered))
-        .max()
-        .unwrap_or_default();
+    let noted = noted_floor(survey);
     if let Some((_, slot)) = survey.best_slot() {
         if survey.slots.iter().any(|slot| slot.is_err() && written(&slot)) {
             report.rows.push(RecoveryRow::CursorSlotBad);
@@ -46,6 +40,12 @@ pub(crate) fn delivered_floor(survey: &Survey, report: &mut RecoveryReport) -> P
         report.rows.push(RecoveryRow::CursorLost);
     }
     noted
+}
+
+/// What the links say: delivered so long ago that it is never delivered again.
+pub(crate) fn noted_floor(survey: &Survey) -> Position {
+    let links = survey.heads.iter().filter_map(|head| head.linked.as_ref());
+    links.map(|linked| linked.link.delivered).max().unwrap_or_default()
 }
 
 /// Rows G and L: from the newest segment back along the links.

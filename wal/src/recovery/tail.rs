@@ -50,10 +50,8 @@ pub(crate) fn read_tail(
     let mut unproven: Vec<Met> = Vec::new();
     let mut annotations = Vec::new();
     let mut used = false;
-    let mut torn = content
-        .damage
-        .last()
-        .is_some_and(|(at, _)| content.met.last().is_none_or(|met| *at >= met.end.byte));
+    let mut torn = content.torn_bytes > 0;
+    let whole_end = content.met.last().map_or(SEGMENT_HEADER_BYTES, |met| met.end.byte);
     let mut damaged = false;
     let mut rotten = Vec::new();
     let mut lost = |range: Range<Position>, row| report.gaps.push(Gap { range, row });
@@ -102,7 +100,7 @@ pub(crate) fn read_tail(
     for (byte_at, reason) in content.damage.iter().filter(|(at, _)| *at < byte).chain(&rotten) {
         report.damage.push(Damage { segment: newest.number, byte_at: *byte_at, reason: *reason });
     }
-    let torn_bytes = if torn { newest.bytes.saturating_sub(byte) } else { 0 };
+    let torn_bytes = if torn { whole_end.saturating_sub(byte) + content.torn_bytes } else { 0 };
     if position < proven {
         report.rows.push(RecoveryRow::LostEnd);
         report.gaps.push(Gap { range: position..proven, row: RecoveryRow::LostEnd });

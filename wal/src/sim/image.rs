@@ -20,6 +20,7 @@ pub(super) struct Disk {
     /// Changes of names since the directory was synced.
     pub(super) pending: Vec<NameChange>,
     pub(super) capacity: Option<u64>,
+    pub(super) overwrites_in_place: bool,
     pub(super) operations: u64,
     pub(super) stop_at: Option<u64>,
     pub(super) stopped: bool,
@@ -114,8 +115,9 @@ impl Disk {
     }
 
     pub(super) fn used_bytes(&self) -> u64 {
-        self.live
-            .values()
+        let named: BTreeSet<u64> = self.live.values().copied().collect();
+        named
+            .iter()
             .filter_map(|file| self.files.get(file))
             .map(|image| image.live.len() as u64)
             .sum()

@@ -76,6 +76,8 @@ pub struct Model {
     /// Highest annotation of a batch whose ticket resolved.
     pub confirmed_annotation: u64,
     pub acked: BTreeSet<u64>,
+    /// Taken back, but perhaps still noted on the disk.
+    pub withdrawn: BTreeSet<u64>,
     /// Acked before the last checkpoint that succeeded.
     pub checkpointed: BTreeSet<u64>,
     /// The furthest *delivered* that any checkpoint was asked to note, even if it failed.
@@ -123,8 +125,14 @@ impl Model {
         self.acked.retain(|position| *position < end);
         self.confirmed = end;
 
+        // A crash may undo that acks were taken back.
+        self.acked.extend(std::mem::take(&mut self.withdrawn).into_iter().filter(|at| *at < end));
         let delivered = wal.delivered().get();
-        claim!(delivered <= self.delivered(), "delivered {delivered} was never acked");
+        claim!(
+            delivered <= self.delivered(),
+            "delivered {delivered} was never acked, only up to {}",
+            self.delivered()
+        );
         claim!(
             delivered >= contiguous(&self.checkpointed),
             "delivered {delivered} after a checkpoint of {}",
@@ -237,10 +245,12 @@ impl Run {
         let config = WalConfig {
             segment_bytes,
             max_bytes: if random.one_in(3) { 6 * segment_bytes } else { 64 << 20 },
+            min_free_bytes: 0,
             max_record_bytes: 48 * 1024,
             queue_bytes_max: 256 * 1024,
             hold_back: Duration::from_secs(random.below(3) * 5),
             compression: if random.one_in(2) { Compression::Lz4 } else { Compression::None },
+            sync_policy: wal::SyncPolicy::EachGroup,
             mutant,
         };
         Self { random, model: Model::default(), config, now: Duration::ZERO }
@@ -356,7 +366,7 @@ impl Run {
 
     /// One random step. `Ok(false)`: the log is poisoned.
     pub fn step(&mut self, life: &mut Life) -> Result<bool, Failure> {
-        let outcome = match self.random.below(20) {
+        let outcome = match self.random.below(24) {
             0..8 => {
                 self.append(life)?;
                 Ok(())
@@ -385,19 +395,85 @@ impl Run {
                 let outcome = life.wal.checkpoint(self.now);
                 if outcome.is_ok() {
                     self.model.checkpointed = before;
+                    self.model.withdrawn.clear();
                 }
                 outcome
             }
             17..19 => self.read(life)?,
-            _ => {
+            19 => {
                 self.settle(life)?;
                 Ok(())
             }
+            20 => life.wal.prepare().map(|_| ()),
+            21 | 22 => self.side_by_side(life),
+            _ => self.rarely(life)?,
         };
         match outcome {
             Ok(()) | Err(WalError::NoSpace { .. }) => Ok(true),
             Err(_) => Ok(false),
         }
+    }
+
+    /// One or two groups, their steps in any order.
+    fn side_by_side(&mut self, life: &mut Life) -> Result<(), WalError> {
+        let mut flights = Vec::new();
+        let mut outcome = Ok(());
+        for _ in 0..1 + self.random.below(2) {
+            self.append(life).ok();
+            match life.wal.begin_group() {
+                Ok(Some(flight)) => flights.push((flight, 0)),
+                Ok(None) => {}
+                Err(error) => outcome = Err(error),
+            }
+        }
+        while !flights.is_empty() {
+            let index = usize::try_from(self.random.below(flights.len() as u64)).unwrap();
+            let (flight, step) = &mut flights[index];
+            *step += 1;
+            match *step {
+                1 => flight.write(),
+                2 => flight.sync(),
+                _ => {
+                    let landed = flights.remove(index).0.land();
+                    outcome = outcome.and(landed);
+                }
+            }
+        }
+        outcome
+    }
+
+    /// Stuck records are moved, or a store has lost what it acknowledged.
+    fn rarely(&mut self, life: &mut Life) -> Result<Result<(), WalError>, Failure> {
+        if self.random.one_in(2) {
+            let left: Vec<u64> = (self.model.delivered()..self.model.submitted.len() as u64)
+                .filter(|position| !self.model.acked.contains(position))
+                .collect();
+            let outcome = life.wal.relocate_stuck();
+            let copies = life.wal.status().appended.get() - self.model.submitted.len() as u64;
+            for position in left.iter().take(usize::try_from(copies).unwrap()) {
+                let copy = self.model.submitted[usize::try_from(*position).unwrap()].clone();
+                self.model.submitted.push(copy);
+                if life.wal.is_acked(Position::new(*position)) {
+                    self.model.acked.insert(*position);
+                }
+            }
+            return Ok(outcome.map(|_| ()));
+        }
+        self.now += Duration::from_secs(self.random.below(8));
+        for range in life.wal.redeliver(self.now) {
+            for position in range.start.get()..range.end.get() {
+                claim!(self.model.acked.remove(&position), "{position} was not acked");
+                self.model.checkpointed.remove(&position);
+                self.model.withdrawn.insert(position);
+            }
+        }
+        for position in &self.model.acked {
+            claim!(life.wal.is_acked(Position::new(*position)), "redelivery lost {position}");
+        }
+        let delivered = life.wal.delivered();
+        life.read = delivered.get();
+        life.reader = life.wal.reader(delivered);
+        Ok(Ok(()))
     }
 
     fn real_durable(&self, life: &Life) -> u64 {
@@ -530,6 +606,7 @@ pub fn run(seed: u64, plan: Plan) -> Result<(), Failure> {
                 run.model.attempted = run.model.attempted.max(run.model.delivered());
                 if life.wal.close(run.now).is_ok() {
                     run.model.checkpointed = before;
+                    run.model.withdrawn.clear();
                 }
                 let (batch, _, _) = run.batch();
                 claim!(life.wal.append(batch).is_err(), "a closed log takes appends");
