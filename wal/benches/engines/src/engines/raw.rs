@@ -1,6 +1,6 @@
-//! A file and nothing else: the same bytes, already laid out in memory, written over blocks that
-//! hold data already, and on the disk when the call returns. No log can be faster; how near one
-//! comes is what can be compared between machines.
+//! A file and nothing else: the same records, already laid out in memory in batches of whole
+//! blocks, written over blocks that hold data already, and on the disk when the call returns. No log
+//! can be faster; how near one comes is what can be compared between machines.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
@@ -16,6 +16,9 @@ const BLOCK_BYTES: usize = 4096;
 const HUGE_PAGE_BYTES: usize = 2 * 1024 * 1024;
 /// Each writer has its own part of the file and starts over at its end.
 const PART_BYTES: u64 = 128 * 1024 * 1024;
+/// Memory for the batches: more than a processor's own caches, so that what is written comes from
+/// where a log's buffers come from.
+const BATCHES_BYTES_MAX: usize = 8 * 1024 * 1024;
 
 /// How it is written.
 #[derive(Clone, Copy, Debug)]
@@ -30,7 +33,7 @@ pub enum Access {
 pub struct RawFile {
     path: PathBuf,
     access: Access,
-    bytes: Aligned,
+    batches: Batches,
 }
 
 impl RawFile {
@@ -46,7 +49,7 @@ impl RawFile {
         }
         file.sync_all().unwrap();
         File::open(dir).unwrap().sync_all().unwrap();
-        Self { path, access, bytes: Aligned::of(&corpus()[..load.batch]) }
+        Self { path, access, batches: Batches::of(&corpus(), load.batch) }
     }
 }
 
@@ -62,56 +65,62 @@ impl Log for RawFile {
         Box::new(RawWriter {
             file: options.open(&self.path).unwrap(),
             access: self.access,
-            bytes: self.bytes.get(),
+            batches: self.batches.iter().cycle(),
             part: first..first + PART_BYTES,
             at: first,
         })
     }
 }
 
-struct RawWriter<'a> {
+struct RawWriter<I> {
     file: File,
     access: Access,
-    bytes: &'a [u8],
+    batches: I,
     part: std::ops::Range<u64>,
     at: u64,
 }
 
-impl Writer for RawWriter<'_> {
+impl<'a, I: Iterator<Item = &'a [u8]>> Writer for RawWriter<I> {
     fn commit(&mut self, batch: &[Record], durable: &mut Durable) {
         let begun = Instant::now();
-        if self.at + self.bytes.len() as u64 > self.part.end {
+        let bytes = self.batches.next().unwrap();
+        if self.at + bytes.len() as u64 > self.part.end {
             self.at = self.part.start;
         }
-        self.file.write_all_at(self.bytes, self.at).unwrap();
+        self.file.write_all_at(bytes, self.at).unwrap();
         if matches!(self.access, Access::Buffered) {
             self.file.sync_data().unwrap();
         }
-        self.at += self.bytes.len() as u64;
+        self.at += bytes.len() as u64;
         durable.note(batch.len(), begun);
     }
 }
 
-/// Records in whole blocks of memory that direct writes can take.
-struct Aligned {
+/// Batches of records, each in whole blocks of memory that direct writes can take.
+struct Batches {
     memory: Vec<u8>,
     start: usize,
-    len: usize,
+    batch_bytes: usize,
+    count: usize,
 }
 
-impl Aligned {
-    fn of(records: &[Record]) -> Self {
-        let len = (records.len() * RECORD_BYTES).next_multiple_of(BLOCK_BYTES);
-        let pages = len.next_multiple_of(HUGE_PAGE_BYTES);
+impl Batches {
+    fn of(corpus: &[Record], batch: usize) -> Self {
+        let batch_bytes = (batch * RECORD_BYTES).next_multiple_of(BLOCK_BYTES);
+        let count = (corpus.len() / batch).min(BATCHES_BYTES_MAX / batch_bytes);
+        let pages = (batch_bytes * count).next_multiple_of(HUGE_PAGE_BYTES);
         let mut memory = vec![0; pages + HUGE_PAGE_BYTES];
         let start = memory.as_ptr().align_offset(HUGE_PAGE_BYTES);
         ask_for_huge_pages(&mut memory[start..start + pages]);
-        memory[start..][..records.len() * RECORD_BYTES].copy_from_slice(records.as_flattened());
-        Self { memory, start, len }
+        let places = memory[start..].chunks_exact_mut(batch_bytes).take(count);
+        for (place, records) in places.zip(corpus.chunks_exact(batch)) {
+            place[..batch * RECORD_BYTES].copy_from_slice(records.as_flattened());
+        }
+        Self { memory, start, batch_bytes, count }
     }
 
-    fn get(&self) -> &[u8] {
-        &self.memory[self.start..self.start + self.len]
+    fn iter(&self) -> impl Iterator<Item = &[u8]> + Clone {
+        self.memory[self.start..].chunks_exact(self.batch_bytes).take(self.count)
     }
 }
 
