@@ -3,6 +3,8 @@
 # rustup's own place, for shells that have not read its environment yet.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 CARGO ?= cargo
+# Absolute, because that benchmark is built in its own workspace.
+BENCH_WAL_TARGET = $(abspath $(or $(CARGO_TARGET_DIR),target))
 
 .PHONY: help demo test check test-fast test-services services bench-e2e bench-wal bench-decode deny fmt
 
@@ -35,6 +37,8 @@ check: ## Format, lints, documentation, and that benches and fuzz targets build.
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --quiet
 	cd fuzz && $(CARGO) check --locked --quiet
+	@# Formatted only: it compiles five other engines, which checks nothing of this project.
+	cd wal/benches/engines && $(CARGO) fmt --check
 	@if command -v cargo-deny >/dev/null 2>&1; then cargo deny --offline check licenses bans sources; \
 	else echo "cargo-deny is not installed: licences, bans and sources are not checked here"; fi
 
@@ -46,8 +50,10 @@ bench-e2e: ## Kafka to log to Cassandra, beside bare clients, in one run.
 	@scripts/setup test
 	$(CARGO) bench --locked --bench e2e
 
-bench-wal: ## Durable appends per second.
-	$(CARGO) bench --locked -p wal --bench append
+bench-wal: ## The log beside raft-engine, okaywal, RocksDB, fjall, sled and a bare file, in one run.
+	@scripts/setup build
+	cd wal/benches/engines && $(CARGO) build --release --locked --target-dir $(BENCH_WAL_TARGET)
+	CARGO_TARGET_DIR=$(BENCH_WAL_TARGET) $(BENCH_WAL_TARGET)/release/bench-wal
 
 bench-decode: ## Messages decoded per second.
 	$(CARGO) bench --locked --bench decode
