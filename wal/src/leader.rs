@@ -418,7 +418,9 @@ impl<F: Fs> Log<F> {
             return Ok(Lead::Busy);
         }
         let open = |writer: &Writer<F::File>| !writer.stands.proven && !writer.sealed;
-        let room = state.commit.offer().room >= BLOCK_BYTES;
+        // A file that grows has room for it always, and the quota knows.
+        let offer = state.commit.offer();
+        let room = !offer.prepared || offer.room >= BLOCK_BYTES;
         if !room || !state.writer.as_ref().is_some_and(|writer| open(writer)) {
             return Ok(if state.writer.is_some() { Lead::Idle } else { Lead::Busy });
         }
