@@ -171,6 +171,12 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// A batch that joined the queue.
+struct Queued {
+    range: Range<Position>,
+    sequence: Sequence,
+}
+
 impl<F: Fs> Log<F> {
     /// Whether a frame of this size can be queued without breaking a bound.
     fn has_room(&self, state: &State<F::File>, frame_bytes: u64) -> bool {
@@ -331,6 +337,10 @@ impl<F: Fs> Wal<F> {
     /// # Errors
     /// [`AppendError::Full`] returns the batch for a later try; the others are final.
     pub fn append(&self, batch: Batch) -> Result<Ticket<F>, AppendError> {
+        self.queue(batch).map(|queued| self.ticket(queued))
+    }
+
+    fn queue(&self, batch: Batch) -> Result<Queued, AppendError> {
         let log = &self.log;
         let too_large = [
             ("record", batch.record_bytes_largest(), log.config.max_record_bytes),
@@ -364,13 +374,42 @@ impl<F: Fs> Wal<F> {
         let end = frame.end();
         state.commit.on(Event::Queued { bytes: frame_bytes, end });
         state.frames.push_back(frame);
-        let sequence = state.commit.sequence_appended();
-        let wake = std::mem::take(&mut state.dozing);
-        drop(state);
+        Ok(Queued { range: first..end, sequence: state.commit.sequence_appended() })
+    }
+
+    fn ticket(&self, queued: Queued) -> Ticket<F> {
+        let wake = std::mem::take(&mut lock(&self.log.state).dozing);
         if wake {
-            log.work.notify_all();
+            self.log.work.notify_all();
         }
-        Ok(Ticket::new(Arc::clone(log), first..end, sequence))
+        Ticket::new(Arc::clone(&self.log), queued.range, queued.sequence)
+    }
+
+    /// Appends batches from the front until none is left or the log is full, and returns the ticket
+    /// of the last one appended: tickets resolve in order, so it speaks for all of them. For more
+    /// records at once than one batch takes; nobody begins to write before the last is queued,
+    /// unless others do.
+    ///
+    /// # Errors
+    /// As [`append`](Wal::append), for the batch at the front: those before it are appended, it and
+    /// those behind it are left in `batches`, unless it is lost to [`AppendError::TooLarge`], which
+    /// holds it. [`AppendError::Full`] comes only if none could be appended.
+    pub fn append_all(&self, batches: &mut VecDeque<Batch>) -> Result<Ticket<F>, AppendError> {
+        let mut last = None;
+        while let Some(batch) = batches.pop_front() {
+            match self.queue(batch) {
+                Ok(queued) => last = Some(queued),
+                Err(AppendError::Full(batch)) if last.is_some() => {
+                    batches.push_front(batch);
+                    break;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        match last {
+            Some(queued) => Ok(self.ticket(queued)),
+            None => Err(AppendError::Full(Batch::new())),
+        }
     }
 
     /// Makes everything that is queued now durable, in groups of at most 1 MiB, together with
