@@ -51,6 +51,7 @@ mod reader;
 mod recent;
 mod recovery;
 mod relocate;
+mod salvage;
 mod scan;
 mod segment;
 #[cfg(feature = "sim")]
@@ -84,6 +85,10 @@ pub use position::{Durable, Incarnation, LogId, Position, SegmentNumber};
 pub use prepare::Preparation;
 pub use reader::{Chunk, ChunkIter, GapReason, ReadOutcome, Reader};
 pub use recovery::{Gap, RecoveryReport, RecoveryRow};
+pub use salvage::{
+    Cursor, Flaw, FlawReason, Inventory, Loss, SalvageSummary, Salvaged, SalvagedFrame,
+    SegmentEntry, Tail, inventory, salvage,
+};
 pub use scan::{ScanSummary, Scanned, scan};
 pub use status::{CloseReport, WalStatus};
 #[cfg(feature = "sim")]

@@ -6,6 +6,7 @@ use std::ops::ControlFlow;
 
 use crate::error::WalError;
 use crate::format::frame::FrameKind;
+use crate::format::link::SegmentEnd;
 use crate::format::segment::SegmentHeader;
 use crate::format::{Malformed, SEGMENT_HEADER_BYTES, segment_name};
 use crate::frame::{decode_body, split_record};
@@ -118,9 +119,8 @@ pub fn scan<F: Fs>(
             .chain(survey.heads.iter().skip(index + 2))
             .filter_map(|later| later.linked.as_ref())
             .find(|linked| linked.link.predecessor == head.info.number);
-        let limit = successor.map_or(head.info.bytes, |linked| linked.link.predecessor_end.byte);
-        let finished = successor.is_some();
-        if scan_segment(fs, head, limit, finished, &mut summary, &mut visit)?.is_break() {
+        let end = successor.map(|linked| linked.link.predecessor_end);
+        if scan_segment(fs, head, end, &mut summary, &mut visit)?.is_break() {
             break;
         }
     }
@@ -130,12 +130,12 @@ pub fn scan<F: Fs>(
 fn scan_segment<F: Fs>(
     fs: &F,
     head: &Head,
-    limit: u64,
-    finished: bool,
+    end: Option<SegmentEnd>,
     summary: &mut ScanSummary,
     visit: &mut impl FnMut(Scanned<'_>) -> ControlFlow<()>,
 ) -> Result<ControlFlow<()>, WalError> {
     let info = &head.info;
+    let limit = end.map_or(info.bytes, |end| end.byte);
     let segment = info.number;
     let name = segment_name(segment);
     let failed = |error| WalError::io("read", fs.path_of(&name), error);
@@ -161,17 +161,21 @@ fn scan_segment<F: Fs>(
         Walk::new(file, info.nonce, SEGMENT_HEADER_BYTES, info.header_crc, Some(info.base), limit);
     let mut position = info.base;
     let mut suspects: Vec<(Damage, Position)> = Vec::new();
+    // The last suspect has no frame behind it.
+    let mut trailing = false;
     let mut raw = Vec::new();
     loop {
         let frame = match walk.next().map_err(failed)? {
             Step::Frame(frame) => frame,
             Step::Damage { at, reason } => {
                 suspects.push((Damage { segment, byte_at: at, reason }, position));
+                trailing = true;
                 continue;
             }
             Step::End => break,
         };
         let header = frame.header;
+        trailing = false;
         position = header.end();
         summary.proven = summary.proven.max(header.durable);
         let bytes = walk.bytes(&frame).map_err(failed)?;
@@ -212,12 +216,25 @@ fn scan_segment<F: Fs>(
         }
     }
     let proven = summary.proven.max(summary.durable.unwrap_or_default());
-    if finished && walk.at() < limit && suspects.is_empty() {
+    if end.is_some() && walk.at() < limit && suspects.is_empty() {
+        trailing = true;
         let damage = Damage { segment, byte_at: walk.at(), reason: Malformed::Short };
         suspects.push((damage, position));
     }
-    for (damage, at) in suspects {
-        let acknowledged = finished || at < proven;
+    if trailing
+        && end.is_none()
+        && position >= proven
+        && suspects.last().is_some_and(|(damage, _)| is_unused_space(info.recycled, damage.reason))
+    {
+        suspects.pop();
+    }
+    let last = suspects.len().saturating_sub(1);
+    for (index, (damage, at)) in suspects.into_iter().enumerate() {
+        let acknowledged = match end {
+            // A crash may take the seal or mark that recovery saw there, and no record with it.
+            Some(end) => at < end.position || !(trailing && index == last),
+            None => at < proven,
+        };
         if visit(Scanned::Damage(damage.clone())).is_break() {
             return Ok(ControlFlow::Break(()));
         }
@@ -226,4 +243,10 @@ fn scan_segment<F: Fs>(
         }
     }
     Ok(ControlFlow::Continue(()))
+}
+
+/// Behind the last frame of the newest segment: prepared with zeros, or stale bytes of an earlier
+/// use of the file, which may look like anything.
+fn is_unused_space(recycled: bool, reason: Malformed) -> bool {
+    recycled || matches!(reason, Malformed::Zeros | Malformed::Nonce)
 }
