@@ -24,7 +24,7 @@ test-fast: ## Tests that need no service: units, log, simulator.
 	$(CARGO) test --locked --workspace --lib --bins
 	$(CARGO) test --locked --workspace --doc
 	$(CARGO) test --locked -p wal --tests
-	$(CARGO) test --locked --test simulation --test documents -- --nocapture
+	$(CARGO) test --locked --test simulation --test documents --test tools -- --nocapture
 
 test-services: ## Tests against a real Kafka and a real Cassandra.
 	$(CARGO) test --locked -p harness --tests -- --test-threads=1

@@ -12,6 +12,7 @@ mod demo;
 mod query;
 mod run;
 mod schema;
+mod wal;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -58,6 +59,9 @@ enum Command {
     /// Messages that can never be stored.
     #[command(subcommand)]
     DeadLetters(dead_letters::DeadLettersCommand),
+    /// Look at a log's directory, and save what is whole in a damaged one.
+    #[command(subcommand)]
+    Wal(wal::WalCommand),
     /// Print what an embedded store holds.
     Query(query::QueryArgs),
 }
@@ -103,6 +107,7 @@ pub fn main() -> ExitCode {
         Command::Backlog(args) => ask::print(&args, "/api/v1/backlog"),
         Command::Healthcheck(args) => ask::healthcheck(&args),
         Command::DeadLetters(command) => dead_letters::dead_letters(&command),
+        Command::Wal(command) => wal::wal(&command),
         Command::Query(args) => query::query(&args),
     };
     match outcome {

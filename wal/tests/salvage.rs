@@ -1,61 +1,24 @@
 //! Whatever happens to a log's files, every record in a whole frame comes out once and byte-equal,
-//! and every other position is told as missing. And nothing that a crash, a running owner or the
-//! preparing of files leaves is called damage.
+//! and every other position is told as missing.
 #![expect(
     clippy::unwrap_used,
     clippy::panic,
-    clippy::indexing_slicing,
     clippy::cast_possible_truncation,
     reason = "a test fails by panicking, and its numbers are small"
 )]
 
-use std::collections::{BTreeMap, BTreeSet};
+mod walked;
+
+use std::collections::BTreeSet;
 use std::ops::{ControlFlow, Range};
 use std::time::Duration;
 
 use wal::sim::{CrashLevel, SimDisk};
 use wal::{
-    Batch, CURSOR_NAME, Compression, Flaw, FlawReason, FrameKind, Loss, Malformed, NoCarry,
-    Position, SalvageSummary, Salvaged, Scanned, SegmentNumber, Wal, WalConfig, WalError,
-    inventory, parse_segment_name, salvage, scan, segment_name,
+    CURSOR_NAME, Flaw, FlawReason, FrameKind, Loss, Malformed, Position, Scanned, SegmentNumber,
+    WalError, inventory, salvage, scan, segment_name,
 };
-
-const PER_BATCH: u64 = 7;
-
-fn config() -> WalConfig {
-    WalConfig {
-        segment_bytes: 20 * 1024,
-        max_bytes: 4 << 20,
-        min_free_bytes: 0,
-        compression: Compression::None,
-        hold_back: Duration::ZERO,
-        ..WalConfig::default()
-    }
-}
-
-fn record(n: u64) -> Vec<u8> {
-    let length = 40 + (n * 37) % 200;
-    (0..length).map(|at| (n * 31 + at * 7) as u8).collect()
-}
-
-fn open(disk: &SimDisk) -> Wal<SimDisk> {
-    Wal::open(disk.clone(), config(), Box::new(NoCarry), Duration::ZERO).unwrap().0
-}
-
-fn batch(records: Range<u64>) -> Batch {
-    let mut batch = Batch::new();
-    for n in records.clone() {
-        batch.push(&record(n)).unwrap();
-    }
-    batch.annotate(&records.end.to_le_bytes());
-    batch
-}
-
-fn append(wal: &Wal<SimDisk>, records: Range<u64>) {
-    for first in records.step_by(PER_BATCH as usize) {
-        wal.append(batch(first..first + PER_BATCH)).unwrap().wait().unwrap();
-    }
-}
+use walked::{PER_BATCH, append, open, record, segments, walk};
 
 const RECORDS: u64 = 26 * PER_BATCH;
 
@@ -74,71 +37,6 @@ fn sound() -> SimDisk {
     wal.close(Duration::ZERO).unwrap();
     drop(wal);
     disk
-}
-
-fn segments(disk: &SimDisk) -> Vec<String> {
-    disk.file_names().into_iter().filter(|name| parse_segment_name(name).is_some()).collect()
-}
-
-/// What came out.
-struct Outcome {
-    records: BTreeMap<u64, Vec<u8>>,
-    missing: Vec<(Range<u64>, Loss)>,
-    /// Carries and annotations in order.
-    notes: Vec<Vec<u8>>,
-    summary: SalvageSummary,
-}
-
-impl Outcome {
-    fn lost(&self, wanted: Loss) -> BTreeSet<u64> {
-        let ranges = self.missing.iter().filter(|(_, loss)| *loss == wanted);
-        ranges.flat_map(|(range, _)| range.clone()).collect()
-    }
-
-    fn acknowledged_flaws(&self) -> Vec<&Flaw> {
-        self.summary.flaws.iter().filter(|flaw| flaw.acknowledged).collect()
-    }
-}
-
-/// Walks, and checks what holds always: order, nothing twice, every position shown or told.
-fn walk(disk: &SimDisk, context: &str) -> Outcome {
-    let before = disk.fork();
-    let mut records = BTreeMap::new();
-    let mut missing = Vec::new();
-    let mut notes = Vec::new();
-    let mut next = None;
-    let summary = salvage(disk, |salvaged| {
-        match salvaged {
-            Salvaged::Frame(frame) => {
-                for (position, bytes) in frame.records() {
-                    let position = position.get();
-                    let wanted = *next.get_or_insert(position);
-                    assert_eq!(position, wanted, "{context}: out of order, or not told");
-                    next = Some(position + 1);
-                    records.insert(position, bytes.to_vec());
-                }
-                notes.extend(frame.annotation.map(<[u8]>::to_vec));
-            }
-            Salvaged::Missing { range, loss } => {
-                let range = range.start.get()..range.end.get();
-                let wanted = *next.get_or_insert(range.start);
-                assert_eq!(range.start, wanted, "{context}: {range:?} does not follow");
-                assert!(range.end > range.start, "{context}");
-                next = Some(range.end);
-                missing.push((range, loss));
-            }
-            Salvaged::Annotation(note) => notes.push(note.to_vec()),
-            Salvaged::Carry { .. } => {}
-        }
-        ControlFlow::Continue(())
-    })
-    .unwrap_or_else(|error| panic!("{context}: {error}"));
-    assert_eq!(summary.records, records.len() as u64, "{context}");
-    assert_eq!(disk.file_names(), before.file_names(), "{context}: files changed");
-    for name in disk.file_names() {
-        assert_eq!(disk.read_file(&name), before.read_file(&name), "{context}: {name} changed");
-    }
-    Outcome { records, missing, notes, summary }
 }
 
 /// A frame of the sound log.
@@ -452,112 +350,6 @@ fn a_newer_version_is_refused() {
     disk.write_file(&name, &bytes);
     let outcome = salvage(&disk, |_| ControlFlow::Continue(()));
     assert!(matches!(outcome, Err(WalError::NewerVersion { found: 9, .. })));
-}
-
-#[test]
-fn prepared_recycled_and_unfinished_files_are_no_damage() {
-    let disk = SimDisk::new(8);
-    let wal = open(&disk);
-    let mut written = 0;
-    let mut recycled = 0;
-    for round in 0..30 {
-        append(&wal, written..written + 5 * PER_BATCH);
-        written += 5 * PER_BATCH;
-        wal.prepare().unwrap();
-        wal.ack(Position::ZERO..Position::new(written - PER_BATCH * 8.min(written / PER_BATCH)));
-        wal.checkpoint(Duration::from_secs(round)).unwrap();
-        // The owner is still at work.
-        let context = format!("round {round}");
-        let outcome = walk(&disk, &context);
-        assert_eq!(outcome.summary.flaws, [], "{context}");
-        assert_eq!(outcome.lost(Loss::Acknowledged), BTreeSet::new(), "{context}");
-        let delivered = outcome.summary.inventory.delivered.get();
-        for n in delivered..written {
-            assert_eq!(outcome.records[&n], record(n), "{context}");
-        }
-        let scanned = scan(&disk, |scanned| {
-            if let Scanned::Segment { header: Some(header), .. } = scanned {
-                recycled += u64::from(header.recycled);
-            }
-            assert!(!matches!(scanned, Scanned::Damage(_)), "{context}: {scanned:?}");
-            ControlFlow::Continue(())
-        });
-        assert_eq!(scanned.unwrap().damage, [], "{context}");
-    }
-    assert!(recycled > 0, "no file was used again");
-    assert!(disk.file_names().len() > segments(&disk).len());
-}
-
-#[test]
-fn no_crash_leaves_what_is_taken_for_damage() {
-    let mut crashes = 0;
-    for seed in 0..250_u64 {
-        let mut state = seed.wrapping_mul(77);
-        let mut random = |below: u64| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695);
-            (state >> 33) % below
-        };
-        let mut disk = SimDisk::new(seed);
-        // Records by position; those from `confirmed` on may vanish in a crash.
-        let mut log: Vec<Vec<u8>> = Vec::new();
-        let mut acked = 0;
-        let mut serial = 0;
-        for _ in 0..3 {
-            let wal = open(&disk);
-            let end = wal.status().durable.get() as usize;
-            log.truncate(end);
-            let mut confirmed = end;
-            for _ in 0..random(25) {
-                let mut batch = Batch::new();
-                for _ in 0..1 + random(9) {
-                    serial += 1;
-                    batch.push(&record(serial)).unwrap();
-                    log.push(record(serial));
-                }
-                let ticket = wal.append(batch).unwrap();
-                if random(3) > 0 {
-                    ticket.wait().unwrap();
-                    confirmed = log.len();
-                }
-                if random(6) == 0 {
-                    wal.prepare().unwrap();
-                }
-                if random(8) == 0 {
-                    acked = acked.max(random(1 + confirmed as u64));
-                    wal.ack(Position::ZERO..Position::new(acked));
-                    wal.checkpoint(Duration::from_secs(serial)).unwrap();
-                }
-            }
-            let level = [CrashLevel::Kill, CrashLevel::PowerCut, CrashLevel::TornSectors]
-                [random(3) as usize];
-            if random(4) == 0 {
-                wal.close(Duration::from_secs(serial)).unwrap();
-                confirmed = log.len();
-            } else if random(2) == 0 {
-                disk.fail_after(1 + random(6));
-                let mut batch = Batch::new();
-                batch.push(&record(serial + 1)).unwrap();
-                drop(wal.append(batch).map(|ticket| ticket.wait()));
-                serial += 1;
-                log.push(record(serial));
-            }
-            drop(wal);
-            disk = disk.crash(level);
-            crashes += 1;
-            let context = format!("seed {seed}, {level:?}");
-            let outcome = walk(&disk, &context);
-            assert_eq!(outcome.acknowledged_flaws(), Vec::<&Flaw>::new(), "{context}");
-            assert_eq!(outcome.lost(Loss::Acknowledged), BTreeSet::new(), "{context}");
-            let delivered = outcome.summary.inventory.delivered.get() as usize;
-            for (n, bytes) in log.iter().enumerate().take(confirmed).skip(delivered) {
-                assert_eq!(outcome.records.get(&(n as u64)), Some(bytes), "{context}: {n}");
-            }
-            for (n, bytes) in &outcome.records {
-                assert_eq!(Some(bytes), log.get(*n as usize), "{context}: {n} is not ours");
-            }
-        }
-    }
-    assert_eq!(crashes, 750);
 }
 
 #[test]

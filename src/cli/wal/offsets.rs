@@ -1,0 +1,219 @@
+//! Which Kafka offsets cover what is missing. Pure.
+//!
+//! What carries, annotations and records say about offsets is folded in log order. A hole in the positions leaves, for
+//! every partition, the span from the next offset before it to the first offset known behind it: a superset of what is
+//! missing, and rewriting what is already stored changes nothing.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use wal::{Loss, Position};
+
+use crate::envelope::NextOffsets;
+
+/// Positions that are missing, and where Kafka has them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Hole {
+    pub positions: Range<Position>,
+    pub loss: Loss,
+    pub ranges: Vec<OffsetRange>,
+}
+
+/// Offsets of one partition. An unknown start means from its first offset on, an unknown end up to what was taken last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub(super) struct OffsetRange {
+    pub partition: i32,
+    pub from: Option<i64>,
+    pub to: Option<i64>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct OffsetTrail {
+    next: NextOffsets,
+    holes: Vec<Hole>,
+    /// Holes behind which a partition was not seen yet.
+    waiting: BTreeMap<i32, Vec<usize>>,
+    /// The first hole of which a partition unknown so far may be a part.
+    open_from: usize,
+}
+
+impl OffsetTrail {
+    /// Next offsets as of here.
+    pub fn next(&self) -> &NextOffsets {
+        &self.next
+    }
+
+    /// The carry of a segment: it names every partition ever seen.
+    pub fn carry(&mut self, saved: &NextOffsets) {
+        self.annotation(saved);
+        self.waiting.clear();
+        self.open_from = self.holes.len();
+    }
+
+    /// What was taken up to here.
+    pub fn annotation(&mut self, next: &NextOffsets) {
+        for (partition, offset) in next.iter() {
+            self.seen(partition, offset);
+            self.next.set(partition, offset);
+        }
+    }
+
+    /// Whether records would say something new.
+    pub fn wants_records(&self) -> bool {
+        !self.waiting.is_empty() || self.open_from < self.holes.len()
+    }
+
+    /// A record of which the annotation may be damaged.
+    pub fn record(&mut self, partition: i32, offset: i64) {
+        self.seen(partition, offset);
+        let known = self.next.get(partition);
+        if known.is_none_or(|known| known <= offset) {
+            self.next.set(partition, offset.saturating_add(1));
+        }
+    }
+
+    /// These positions are missing.
+    pub fn missing(&mut self, positions: Range<Position>, loss: Loss) {
+        if loss == Loss::Delivered {
+            return;
+        }
+        for (partition, _) in self.next.iter() {
+            self.waiting.entry(partition).or_default().push(self.holes.len());
+        }
+        let from = |(partition, from)| OffsetRange { partition, from: Some(from), to: None };
+        let ranges = self.next.iter().map(from).collect();
+        self.holes.push(Hole { positions, loss, ranges });
+    }
+
+    /// All holes, in order.
+    pub fn finish(mut self) -> Vec<Hole> {
+        for hole in &mut self.holes {
+            hole.ranges.retain(|range| match (range.from, range.to) {
+                (Some(from), Some(to)) => from < to,
+                (None, Some(to)) => to > 0,
+                (_, None) => true,
+            });
+            hole.ranges.sort_unstable_by_key(|range| range.partition);
+        }
+        self.holes
+    }
+
+    /// `offset` is known to come behind all holes so far.
+    fn seen(&mut self, partition: i32, offset: i64) {
+        if self.next.get(partition).is_none() {
+            for hole in self.holes.iter_mut().skip(self.open_from) {
+                hole.ranges.push(OffsetRange { partition, from: None, to: Some(offset) });
+            }
+        }
+        for index in self.waiting.remove(&partition).unwrap_or_default() {
+            let ranges = self.holes.get_mut(index).map(|hole| &mut hole.ranges);
+            let own = ranges.into_iter().flatten().find(|range| range.partition == partition);
+            if let Some(range) = own {
+                range.to = Some(offset);
+            }
+        }
+    }
+}
+
+/// A span of offsets for people.
+pub(super) fn describe(range: &OffsetRange) -> String {
+    let from = range.from.map_or_else(|| "the first".to_owned(), |from| from.to_string());
+    match range.to {
+        Some(to) => {
+            format!("partition {}: offsets {from} up to, not including, {to}", range.partition)
+        }
+        None => format!(
+            "partition {}: offsets {from} and all after it that were taken",
+            range.partition
+        ),
+    }
+}
+
+/// The line that says what is missing.
+pub(super) fn describe_hole(hole: &Hole) -> String {
+    let (from, to) = (hole.positions.start, hole.positions.end);
+    let count = to.distance_from(from).unwrap_or(0);
+    let confirmed = match hole.loss {
+        Loss::Acknowledged | Loss::Delivered => "",
+        Loss::Unconfirmed => ", never confirmed as durable: Kafka still has them",
+    };
+    format!("{count} records at positions {from}..{to}{confirmed}")
+}
+
+/// A hole for programs.
+pub(super) fn hole_json(hole: &Hole) -> serde_json::Value {
+    serde_json::json!({
+        "from": hole.positions.start.get(),
+        "to": hole.positions.end.get(),
+        "acknowledged": hole.loss == Loss::Acknowledged,
+        "kafka": hole.ranges,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn next(pairs: &[(i32, i64)]) -> NextOffsets {
+        let mut next = NextOffsets::default();
+        pairs.iter().for_each(|(partition, offset)| next.set(*partition, *offset));
+        next
+    }
+
+    fn positions(from: u64, to: u64) -> Range<Position> {
+        Position::new(from)..Position::new(to)
+    }
+
+    fn ranges(trail: OffsetTrail) -> Vec<Vec<(i32, Option<i64>, Option<i64>)>> {
+        let holes = trail.finish();
+        let triple = |range: &OffsetRange| (range.partition, range.from, range.to);
+        holes.iter().map(|hole| hole.ranges.iter().map(triple).collect()).collect()
+    }
+
+    #[test]
+    fn a_hole_spans_from_the_next_offset_before_it_to_the_first_one_behind() {
+        let mut trail = OffsetTrail::default();
+        trail.carry(&next(&[(0, 10), (1, 20), (2, 30)]));
+        trail.annotation(&next(&[(0, 15)]));
+        trail.missing(positions(5, 9), Loss::Acknowledged);
+        assert!(trail.wants_records());
+        trail.record(0, 18);
+        trail.record(0, 19);
+        trail.annotation(&next(&[(0, 20)]));
+        // Partition 1 lost nothing; partition 2 is not seen again.
+        trail.record(1, 20);
+        assert_eq!(ranges(trail), [vec![(0, Some(15), Some(18)), (2, Some(30), None)]]);
+    }
+
+    #[test]
+    fn a_carry_behind_the_hole_closes_it_for_every_partition() {
+        let mut trail = OffsetTrail::default();
+        trail.annotation(&next(&[(0, 10), (1, 20)]));
+        trail.missing(positions(5, 9), Loss::Acknowledged);
+        trail.carry(&next(&[(0, 12), (1, 20), (7, 3)]));
+        assert!(!trail.wants_records());
+        trail.annotation(&next(&[(8, 5)]));
+        assert_eq!(ranges(trail), [vec![(0, Some(10), Some(12)), (7, None, Some(3))]]);
+    }
+
+    #[test]
+    fn two_holes_in_a_row_end_where_something_is_seen_again() {
+        let mut trail = OffsetTrail::default();
+        trail.annotation(&next(&[(0, 10)]));
+        trail.missing(positions(0, 1), Loss::Acknowledged);
+        trail.missing(positions(1, 2), Loss::Unconfirmed);
+        trail.missing(positions(2, 3), Loss::Delivered);
+        trail.record(0, 13);
+        let span = vec![(0, Some(10), Some(13))];
+        assert_eq!(ranges(trail), [span.clone(), span]);
+    }
+
+    #[test]
+    fn a_damaged_annotation_is_made_up_for_by_the_records() {
+        let mut trail = OffsetTrail::default();
+        trail.record(3, 7);
+        assert_eq!(trail.next().get(3), Some(8));
+        trail.record(3, 5);
+        assert_eq!(trail.next().get(3), Some(8));
+    }
+}
