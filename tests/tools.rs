@@ -1,6 +1,11 @@
 //! `monasca-persister wal …` on real directories: what it says is so, and it changes nothing.
 
-#![expect(clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -403,6 +408,45 @@ fn whatever_is_left_of_the_frames_is_salvaged() {
     let output = wal("salvage", &log, &["--to", new.to_str().unwrap()]);
     assert!(output.status.code().is_some_and(|code| code == 0), "{}", stdout(&output));
     assert_eq!(read(&open(&new)), (0..MESSAGES).map(record).collect::<Vec<_>>());
+}
+
+#[test]
+fn damage_in_what_was_delivered_costs_nothing_and_is_told() {
+    let (_dir, log) = data_dir();
+    {
+        let wal = open(&log);
+        wal.ack(Position::ZERO..Position::new(33));
+        wal.close(Duration::ZERO).unwrap();
+    }
+    rot(&log, 31);
+    let output = wal("verify", &log, &[]);
+    assert_eq!(output.status.code(), Some(74));
+    assert!(stdout(&output).contains("no record is missing"), "{}", stdout(&output));
+}
+
+#[test]
+fn a_log_of_a_newer_version_is_left_to_that_version() {
+    let (_dir, log) = data_dir();
+    let file = &segments(&log)[0];
+    let mut bytes = std::fs::read(file).unwrap();
+    bytes[8] = 9;
+    let crc = crc32(&bytes[..4092]);
+    bytes[4092..4096].copy_from_slice(&crc.to_le_bytes());
+    std::fs::write(file, bytes).unwrap();
+    for command in ["info", "verify", "dump"] {
+        let output = wal(command, &log, &[]);
+        assert_eq!(output.status.code(), Some(78), "{}", stderr(&output));
+        assert!(stderr(&output).contains("version 9"), "{}", stderr(&output));
+    }
+}
+
+/// CRC-32 (IEEE), bit by bit.
+fn crc32(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(!0, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
+            if crc & 1 == 1 { (crc >> 1) ^ 0xedb8_8320 } else { crc >> 1 }
+        })
+    })
 }
 
 #[test]

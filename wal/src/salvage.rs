@@ -267,7 +267,7 @@ impl<F: Fs, V: FnMut(Salvaged<'_>) -> ControlFlow<()>> Merge<'_, F, V> {
         }
         if end > self.delivered {
             // The owner may have delivered and reclaimed it while this went on.
-            let now = cursor::read_cursor(self.fs)?;
+            let now = cursor::read_cursor(self.fs)?.of(self.inventory.log_id);
             self.delivered = self.delivered.max(now.delivered.unwrap_or_default());
         }
         while self.next < end {

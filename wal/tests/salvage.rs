@@ -337,6 +337,17 @@ fn a_segment_of_another_log_is_named_and_not_used() {
     check(&disk, &frames, |frame| frame.file != first, "foreign");
     let told = walk(&disk, "foreign").summary.flaws;
     assert!(told.iter().any(|flaw| matches!(flaw.reason, FlawReason::OtherLog(_))), "{told:?}");
+
+    // The other log's CURSOR says that all of it was delivered.
+    let wal = open(&other);
+    wal.ack(Position::ZERO..Position::new(PER_BATCH));
+    wal.close(Duration::ZERO).unwrap();
+    let disk = sound();
+    disk.write_file(CURSOR_NAME, &other.read_file(CURSOR_NAME).unwrap());
+    check(&disk, &frames, |_| true, "foreign CURSOR");
+    let outcome = walk(&disk, "foreign CURSOR");
+    assert_eq!(outcome.summary.inventory.delivered, Position::ZERO);
+    assert_eq!(outcome.acknowledged_flaws().len(), 1);
 }
 
 #[test]

@@ -1,5 +1,10 @@
 //! Nothing that a crash, a running owner or the preparing of files leaves is called damage.
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::cast_possible_truncation,
+    reason = "a test fails by panicking, and its numbers are small"
+)]
 
 mod walked;
 
@@ -28,6 +33,8 @@ fn prepared_recycled_and_unfinished_files_are_no_damage() {
         let outcome = walk(&disk, &context);
         assert_eq!(outcome.summary.flaws, [], "{context}");
         assert_eq!(outcome.lost(Loss::Acknowledged), BTreeSet::new(), "{context}");
+        let note = |note: &Vec<u8>| u64::from_le_bytes(note.as_slice().try_into().unwrap());
+        assert!(outcome.notes.iter().map(note).is_sorted(), "{context}: notes out of order");
         let delivered = outcome.summary.inventory.delivered.get();
         for n in delivered..written {
             assert_eq!(outcome.records[&n], record(n), "{context}");

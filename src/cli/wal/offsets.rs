@@ -63,11 +63,11 @@ impl OffsetTrail {
         !self.waiting.is_empty() || self.open_from < self.holes.len()
     }
 
-    /// A record of which the annotation may be damaged.
+    /// A record of which the annotation may be damaged. One that comes late, because the log moved it out of the way,
+    /// says nothing.
     pub fn record(&mut self, partition: i32, offset: i64) {
-        self.seen(partition, offset);
-        let known = self.next.get(partition);
-        if known.is_none_or(|known| known <= offset) {
+        if self.next.get(partition).is_none_or(|known| known <= offset) {
+            self.seen(partition, offset);
             self.next.set(partition, offset.saturating_add(1));
         }
     }
@@ -213,7 +213,16 @@ mod tests {
         let mut trail = OffsetTrail::default();
         trail.record(3, 7);
         assert_eq!(trail.next().get(3), Some(8));
+    }
+
+    #[test]
+    fn a_record_that_was_moved_closes_no_hole() {
+        let mut trail = OffsetTrail::default();
+        trail.annotation(&next(&[(3, 8)]));
+        trail.missing(positions(5, 9), Loss::Acknowledged);
         trail.record(3, 5);
         assert_eq!(trail.next().get(3), Some(8));
+        trail.record(3, 12);
+        assert_eq!(ranges(trail), [vec![(3, Some(8), Some(12))]]);
     }
 }

@@ -6,7 +6,8 @@
 //! Its memory of Kafka offsets stops at the first hole. Records behind the hole are in it, but it does not claim their
 //! offsets: the persister starts at the higher of what Kafka has committed and what its log claims, so an operator who
 //! sets the group's offsets back to fetch what is missing again is not overruled by the log. Without that, the
-//! committed offsets decide, as always.
+//! committed offsets decide, as always. Records behind a hole that was never confirmed are taken as well; Kafka gives
+//! them again, and writing them twice changes nothing.
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};

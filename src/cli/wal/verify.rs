@@ -136,11 +136,18 @@ fn print(log: &Log, summary: &SalvageSummary, holes: &[Hole], topic: Option<&str
     }
     if is_whole(summary, holes) {
         println!("everything that was confirmed is whole");
-    } else {
+        return;
+    }
+    if holes.iter().any(|hole| hole.loss == Loss::Acknowledged) {
         println!(
             "NOT whole. Stop the persister, copy the directory, and get out what is left: \
 `monasca-persister wal salvage {} --to NEW`",
             log.path.display()
+        );
+    } else {
+        println!(
+            "NOT whole, but no record is missing: what is damaged was delivered, or held none. The persister can run \
+on it; look after the disk"
         );
     }
 }

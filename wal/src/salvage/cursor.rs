@@ -24,6 +24,8 @@ pub struct Cursor {
     pub(super) log_id: Option<LogId>,
     pub(super) segment: SegmentNumber,
     pub(super) incarnation: Incarnation,
+    /// It is of another log and says nothing about this one.
+    pub(super) foreign: Option<LogId>,
     /// Bytes of the slots that are damaged.
     pub(super) bad: Vec<(u64, Malformed)>,
 }
@@ -63,26 +65,39 @@ pub(super) fn read_cursor<F: Fs>(fs: &F) -> Result<Cursor, WalError> {
         log_id: Some(slot.log_id),
         segment: slot.segment,
         incarnation: slot.incarnation,
+        foreign: None,
         bad: cursor.bad,
     })
+}
+
+impl Cursor {
+    /// Itself, unless it is of another log than `log_id`.
+    pub(super) fn of(self, log_id: Option<LogId>) -> Self {
+        match self.log_id.filter(|own| log_id.is_some_and(|log_id| log_id != *own)) {
+            Some(other) => Self { foreign: Some(other), bad: self.bad, ..Self::default() },
+            None => self,
+        }
+    }
 }
 
 /// What is wrong with it.
 pub(super) fn cursor_flaws(cursor: &Cursor, has_segments: bool) -> Vec<Flaw> {
     let lost = cursor.delivered.is_none();
+    let flaw = |byte_at, reason| Flaw {
+        file: CURSOR_NAME.to_owned(),
+        segment: SegmentNumber::NONE,
+        byte_at,
+        reason,
+        // One bad slot may be a torn write; the other one counts.
+        acknowledged: lost,
+    };
     let flaws = cursor.bad.iter().filter(|(_, reason)| {
         // It is made before the first segment.
         *reason != Malformed::Missing || has_segments
     });
     flaws
-        .map(|(byte_at, reason)| Flaw {
-            file: CURSOR_NAME.to_owned(),
-            segment: SegmentNumber::NONE,
-            byte_at: *byte_at,
-            reason: FlawReason::Bytes(*reason),
-            // One bad slot may be a torn write; the other one counts.
-            acknowledged: lost,
-        })
+        .map(|(byte_at, reason)| flaw(*byte_at, FlawReason::Bytes(*reason)))
+        .chain(cursor.foreign.map(|other| flaw(0, FlawReason::OtherLog(other))))
         .collect()
 }
 

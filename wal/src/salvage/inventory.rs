@@ -97,9 +97,12 @@ pub fn inventory<F: Fs>(fs: &F) -> Result<Inventory, WalError> {
             files.push((name, named, identity));
         }
     }
-    let cursor = Cursor { durable: before.durable, ..read_cursor(fs)? };
+    let now = read_cursor(fs)?;
+    // A CURSOR that no segment agrees with is a file of another log.
+    let of_cursor = now.log_id.filter(|id| names_log(&files, *id));
+    let log_id = of_cursor.or_else(|| commonest(&files)).or(now.log_id);
+    let cursor = Cursor { durable: before.of(log_id).durable, ..now.of(log_id) };
     let mut flaws = Vec::new();
-    let log_id = cursor.log_id.or_else(|| commonest(&files));
     let mut found = Vec::new();
     let mut headers_only = Vec::new();
     for (file, named, identity) in files {
@@ -122,6 +125,13 @@ pub fn inventory<F: Fs>(fs: &F) -> Result<Inventory, WalError> {
         }
     }
     assemble(fs, found, headers_only, cursor, log_id, flaws)
+}
+
+fn names_log(files: &[(String, SegmentNumber, Identity)], id: LogId) -> bool {
+    files.iter().any(|(_, _, identity)| match identity {
+        Identity::Segment(segment) => segment.log_id == Some(id),
+        Identity::HeaderOnly(_) | Identity::Nothing(_) => false,
+    })
 }
 
 fn commonest(files: &[(String, SegmentNumber, Identity)]) -> Option<LogId> {
