@@ -23,7 +23,8 @@ test: ## Run every test, with a real Kafka and a real Cassandra that are started
 test-fast: ## Tests that need no service: units, log, simulator.
 	$(CARGO) test --locked --workspace --lib --bins
 	$(CARGO) test --locked --workspace --doc
-	$(CARGO) test --locked -p wal --tests
+	$(CARGO) test --locked -p wal --test damage --test disk --test golden --test recovery
+	$(CARGO) test --locked -p wal --test model --test exhaustive -- --nocapture
 	$(CARGO) test --locked --test simulation --test documents -- --nocapture
 
 test-services: ## Tests against a real Kafka and a real Cassandra.
