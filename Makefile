@@ -25,6 +25,7 @@ test-fast: ## Tests that need no service: units, log, simulator.
 	$(CARGO) test --locked --workspace --doc
 	$(CARGO) test --locked -p wal --test damage --test disk --test golden --test recovery
 	$(CARGO) test --locked -p wal --test model --test exhaustive -- --nocapture
+	$(CARGO) test --locked -p wal --test real_disk -- --nocapture --test-threads=1
 	$(CARGO) test --locked --test simulation --test documents -- --nocapture
 
 test-services: ## Tests against a real Kafka and a real Cassandra.
