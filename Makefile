@@ -6,7 +6,7 @@ CARGO ?= cargo
 # Absolute, because that benchmark is built in its own workspace.
 BENCH_WAL_TARGET = $(abspath $(or $(CARGO_TARGET_DIR),target))
 
-.PHONY: help demo test check test-fast test-services services bench-e2e bench-wal bench-decode deny fmt
+.PHONY: help demo test check test-fast test-services services bench-e2e bench-wal bench-decode fuzz deny fmt
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -23,7 +23,10 @@ test: ## Run every test, with a real Kafka and a real Cassandra that are started
 test-fast: ## Tests that need no service: units, log, simulator.
 	$(CARGO) test --locked --workspace --lib --bins
 	$(CARGO) test --locked --workspace --doc
-	$(CARGO) test --locked -p wal --tests
+	$(CARGO) test --locked -p wal --test damage --test disk --test golden --test recovery --test salvage \
+		--test unharmed
+	$(CARGO) test --locked -p wal --test model --test exhaustive -- --nocapture
+	$(CARGO) test --locked -p wal --test real_disk -- --nocapture --test-threads=1
 	$(CARGO) test --locked --test simulation --test documents --test tools -- --nocapture
 
 test-services: ## Tests against a real Kafka and a real Cassandra.
@@ -41,6 +44,12 @@ check: ## Format, lints, documentation, and that benches and fuzz targets build.
 	cd wal/benches/engines && $(CARGO) fmt --check
 	@if command -v cargo-deny >/dev/null 2>&1; then cargo deny --offline check licenses bans sources; \
 	else echo "cargo-deny is not installed: licences, bans and sources are not checked here"; fi
+
+fuzz: ## Fuzz the log: FUZZ_SECONDS (60) per target, two at a time.
+	@scripts/setup build
+	@cd fuzz && ./run.sh wal_frame 1 >/dev/null && \
+		printf '%s\n' wal_frame wal_segment wal_cursor wal_directory | \
+		xargs -P 2 -I TARGET ./run.sh TARGET $(or $(FUZZ_SECONDS),60)
 
 services: ## Start Kafka and Cassandra for people; Ctrl-C stops both.
 	@scripts/setup test

@@ -170,6 +170,9 @@ pub struct LogConfig {
     pub alarms_bytes_max: ByteSize,
     /// Most bytes of the dead letters.
     pub dead_letters_bytes_max: ByteSize,
+    /// Free space that must be left on the file system of the logs: below it, they take no more of it and consumption
+    /// pauses.
+    pub min_free_bytes: ByteSize,
     /// How long delivered records are kept: Cassandra acknowledges before its own commit log is synced.
     #[serde(with = "humantime_serde")]
     pub hold_back: Duration,
@@ -181,6 +184,7 @@ impl Default for LogConfig {
             metrics_bytes_max: ByteSize::gib(10),
             alarms_bytes_max: ByteSize::mib(512),
             dead_letters_bytes_max: ByteSize::gib(1),
+            min_free_bytes: ByteSize::mib(256),
             hold_back: Duration::from_secs(60),
         }
     }

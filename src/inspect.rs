@@ -93,9 +93,59 @@ pub struct PipelineStatus {
     pub kafka_gaps: Vec<KafkaGap>,
     /// Stretches of the log that could not be read.
     pub log_gaps: Vec<LogGap>,
+    /// The log's own work.
+    pub log: LogActivity,
     /// Per writer thread.
     #[serde(skip)]
     pub writers: Vec<WriterCounts>,
+}
+
+/// What a log did since it was opened.
+#[derive(Debug, Clone, Serialize)]
+pub struct LogActivity {
+    /// Segment files with records.
+    pub segments: usize,
+    /// Reclaimed files that wait to be used again.
+    pub spare_segments: usize,
+    /// A file stands ready for the next change of segment.
+    pub next_prepared: bool,
+    /// Bytes of its files that records lie in.
+    pub used_bytes: u64,
+    /// Bytes given to the disk, headers, marks and prepared files included.
+    pub bytes_written: u64,
+    /// Uncompressed bytes of the records among them.
+    pub payload_bytes_written: u64,
+    /// Writes that were made durable, each with everything that had queued.
+    pub groups: u64,
+    /// How long the oldest write in flight has been on its way.
+    pub write_in_flight_seconds: Option<f64>,
+    /// From append to durable.
+    #[serde(skip)]
+    pub append_latency: wal::Latency,
+    /// Writes of groups.
+    #[serde(skip)]
+    pub write_latency: wal::Latency,
+    /// Syncs of groups.
+    #[serde(skip)]
+    pub sync_latency: wal::Latency,
+}
+
+impl LogActivity {
+    fn of(log: &wal::WalStatus) -> Self {
+        Self {
+            segments: log.segments,
+            spare_segments: log.spare_segments,
+            next_prepared: log.next_prepared,
+            used_bytes: log.used_bytes,
+            bytes_written: log.bytes_written,
+            payload_bytes_written: log.payload_bytes_written,
+            groups: log.groups,
+            write_in_flight_seconds: log.in_flight_for.map(|age| age.as_secs_f64()),
+            append_latency: log.append_latency.clone(),
+            write_latency: log.write_latency.clone(),
+            sync_latency: log.sync_latency.clone(),
+        }
+    }
 }
 
 /// `/api/v1/backlog`.
@@ -422,6 +472,7 @@ impl Inspect {
             dead_lettered: deliver.dead_lettered,
             kafka_gaps: ingest.gaps,
             log_gaps: deliver.gaps,
+            log: LogActivity::of(&log),
             writers: deliver.writers,
         };
         (status, failing)

@@ -344,6 +344,7 @@ fn open_log(kind: Kind, config: &Config, started: Instant) -> anyhow::Result<Wal
         segment_bytes,
         max_bytes,
         hold_back: config.wal.hold_back,
+        min_free_bytes: config.wal.min_free_bytes.as_u64(),
         #[cfg(feature = "mutants")]
         mutant: crate::mutants::of_the_log(),
         ..log_limits(max_bytes)
@@ -486,6 +487,15 @@ impl DeliverStage {
             if now.saturating_sub(last_checkpoint) >= CHECKPOINT_INTERVAL {
                 last_checkpoint = now;
                 self.wal.checkpoint(now).context("checkpoint log")?;
+                // A few records that cannot be delivered must not keep the space of all after them.
+                let moved = self.wal.relocate_stuck().context("move stuck records")?;
+                if moved > 0 {
+                    tracing::info!(
+                        pipeline = self.view.kind.name(),
+                        records = moved,
+                        "moved stuck records to the head of the log"
+                    );
+                }
             }
             self.publish(&writer_counts);
 

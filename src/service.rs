@@ -241,8 +241,12 @@ pub fn dead_letters_dir(config: &Config) -> std::path::PathBuf {
 fn open_dead_letters(config: &Config, started: Instant) -> anyhow::Result<DeadLetters<DiskFs>> {
     let dir = dead_letters_dir(config);
     let max_bytes = config.wal.dead_letters_bytes_max.as_u64();
-    let wal_config =
-        WalConfig { segment_bytes: 4 << 20, max_bytes, ..pipeline::log_limits(max_bytes) };
+    let wal_config = WalConfig {
+        segment_bytes: 4 << 20,
+        max_bytes,
+        min_free_bytes: config.wal.min_free_bytes.as_u64(),
+        ..pipeline::log_limits(max_bytes)
+    };
     let fs = DiskFs::open(&dir).with_context(|| format!("open directory {}", dir.display()))?;
     let (wal, _report) = Wal::open(fs, wal_config, Box::new(NoCarry), started.elapsed())
         .with_context(|| format!("open dead letters {}", dir.display()))?;

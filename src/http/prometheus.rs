@@ -11,7 +11,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
 use crate::breaker::BreakerState;
-use crate::inspect::{Backlog, Inspect, Status};
+use crate::inspect::{Backlog, Inspect, LogActivity, Status};
 
 /// Prefix of every name.
 const PREFIX: &str = "monasca_persister";
@@ -97,6 +97,7 @@ impl Collector for Snapshot {
         self.encode_process(&mut encoder)?;
         self.encode_ingest(&mut encoder)?;
         self.encode_log(&mut encoder)?;
+        self.encode_log_work(&mut encoder)?;
         self.encode_partitions(&mut encoder)?;
         self.encode_delivery(&mut encoder)
     }
@@ -231,6 +232,61 @@ impl Snapshot {
         Ok(())
     }
 
+    /// The log's own work since it was opened.
+    fn encode_log_work(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), Error> {
+        gauge(
+            encoder,
+            "log_used_bytes",
+            "Bytes of the log's files that records lie in",
+            self.of_status(|status| double(status.log.used_bytes)),
+        )?;
+        gauge(
+            encoder,
+            "log_segments",
+            "Segment files with records",
+            self.of_status(|status| double(u64::try_from(status.log.segments).unwrap_or(u64::MAX))),
+        )?;
+        counter(
+            encoder,
+            "log_written_bytes",
+            "Bytes that the log gave to the disk",
+            self.of_status(|status| status.log.bytes_written),
+        )?;
+        counter(
+            encoder,
+            "log_payload_bytes",
+            "Uncompressed bytes of the records among them",
+            self.of_status(|status| status.log.payload_bytes_written),
+        )?;
+        counter(
+            encoder,
+            "log_groups",
+            "Writes that were made durable, each with everything that had queued",
+            self.of_status(|status| status.log.groups),
+        )?;
+        type Value = fn(&LogActivity) -> &wal::Latency;
+        let values: [(&str, &str, Value); 3] = [
+            ("log_append_seconds", "From append to durable, per batch", |log| &log.append_latency),
+            ("log_write_seconds", "Write of a group, durable with direct writes", |log| {
+                &log.write_latency
+            }),
+            ("log_sync_seconds", "Sync of a group", |log| &log.sync_latency),
+        ];
+        for (name, help, value) in values {
+            let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
+            for (pipeline, status) in &self.status.pipelines {
+                let latency = value(&status.log);
+                metric.encode_family(&OfPipeline { pipeline })?.encode_histogram::<NoLabels>(
+                    latency.sum.as_secs_f64(),
+                    latency.count(),
+                    &buckets(latency),
+                    None,
+                )?;
+            }
+        }
+        Ok(())
+    }
+
     fn encode_partitions(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), Error> {
         type Value = fn(&crate::inspect::PartitionBacklog) -> Option<i64>;
         let values: [(&str, &str, Value); 4] = [
@@ -329,6 +385,15 @@ impl Snapshot {
         )
     }
 }
+
+/// Upper bounds in seconds, and how many fell into each bucket.
+fn buckets(latency: &wal::Latency) -> Vec<(f64, u64)> {
+    let bounds = wal::BUCKET_MICROS.iter().map(|micros| double(*micros) / 1e6);
+    bounds.chain(std::iter::once(f64::MAX)).zip(latency.counts).collect()
+}
+
+/// No exemplars.
+type NoLabels = [(&'static str, &'static str); 0];
 
 /// Labels of a value that belongs to the whole process.
 const NO_LABELS: [(&str, &str); 0] = [];

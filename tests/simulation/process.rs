@@ -324,6 +324,11 @@ impl Process {
 
     /// The once-a-second duty.
     pub fn checkpoint(&mut self, now: Duration) -> Result<(), Died> {
+        // In the program a thread of its own does it.
+        match self.wal.prepare() {
+            Ok(_) | Err(wal::WalError::NoSpace { .. }) => {}
+            Err(error) => return Err(Died::of(error)),
+        }
         match self.wal.checkpoint(now) {
             Ok(()) | Err(wal::WalError::NoSpace { .. }) => Ok(()),
             Err(error) => Err(Died::of(error)),

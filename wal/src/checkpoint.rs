@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use crate::cursor::Set;
 use crate::error::WalError;
 use crate::format::slot::{RANGES_MAX, Slot};
 use crate::format::{BLOCK_BYTES, CURSOR_NAME, segment_name, spare_name};
@@ -34,8 +35,12 @@ impl<File: FsFile> CursorFile<File> {
     fn write(&mut self, slot: Slot, path: &str) -> Result<(), Fault> {
         write_all_at(&self.file, self.slot * BLOCK_BYTES, &slot.encode())
             .map_err(|error| Fault::soft("write", path.to_owned(), error))?;
-        self.file.sync_data().map_err(|error| Fault::hard("sync", path.to_owned(), error))?;
-        self.slot = 1 - self.slot;
+        if !bug!(NoSyncOfCursor) {
+            self.file.sync_data().map_err(|error| Fault::hard("sync", path.to_owned(), error))?;
+        }
+        if !bug!(OneCursorSlot) {
+            self.slot = 1 - self.slot;
+        }
         self.generation += 1;
         self.written = Some(slot);
         Ok(())
@@ -50,9 +55,26 @@ impl<F: Fs> Wal<F> {
     /// [`WalError::NoSpace`]: try again later. A failed write or sync poisons the log. When only a
     /// segment could not be removed, it is kept and the next checkpoint tries again.
     pub fn checkpoint(&self, now: Duration) -> Result<(), WalError> {
+        let held = self.note_acks()?;
+        let floor = {
+            let mut acks = lock(&self.log.acks);
+            // Only what is in the slot is durable; acks that came since wait for the next one.
+            acks.hold(held, now, self.log.config.hold_back);
+            if bug!(NoHoldBack) { acks.delivered() } else { acks.floor() }
+        };
+        self.look_at_free_space();
+        self.log.shed_stock()?;
+        self.reclaim(floor)
+    }
+
+    /// Writes the CURSOR, unless it says so already; returns what it says.
+    pub(crate) fn note_acks(&self) -> Result<Set, WalError> {
         let mut cursor = lock(&self.log.cursor);
         let acks = lock(&self.log.acks);
-        let delivered = acks.delivered();
+        let mut delivered = acks.delivered();
+        if bug!(CheckpointTooFar) {
+            delivered = self.durable().through();
+        }
         let ranges = acks.ranges().take(RANGES_MAX).collect();
         let held = acks.snapshot();
         drop(acks);
@@ -75,18 +97,13 @@ impl<F: Fs> Wal<F> {
             let generation = written.generation;
             Slot { generation, ..slot.clone() } == *written
         });
+        if bug!(ReclaimBeforeCursor) {
+            self.reclaim(delivered)?;
+        }
         if !unchanged && let Err(fault) = cursor.write(slot, &self.log.fs.path_of(CURSOR_NAME)) {
             return Err(self.poison_if_fatal(fault));
         }
-        let floor = {
-            let mut acks = lock(&self.log.acks);
-            // Only what is in the slot is durable; acks that came since wait for the next one.
-            acks.hold(held, now, self.log.config.hold_back);
-            acks.floor()
-        };
-        self.look_at_free_space();
-        self.log.shed_stock()?;
-        self.reclaim(floor)
+        Ok(held)
     }
 
     /// Free space below the floor is pressure like a full quota.
@@ -125,7 +142,10 @@ impl<F: Fs> Wal<F> {
                 }
             }
         }
-        if changed && let Err(error) = fs.sync_dir() {
+        if changed
+            && !bug!(ReuseBeforeDirectorySync)
+            && let Err(error) = fs.sync_dir()
+        {
             let fault = Fault::hard("sync the directory of", fs.path_of("."), error);
             return Err(self.poison_if_fatal(fault));
         }

@@ -196,6 +196,9 @@ impl Commit {
         };
         *progress = came;
         let mut durable = 0;
+        if bug!(DurableOutOfOrder) && came == Progress::Synced {
+            self.in_flight.iter_mut().for_each(|(_, progress)| *progress = came);
+        }
         while let Some((group, Progress::Synced)) = self.in_flight.front().copied() {
             self.in_flight.pop_front();
             durable += 1;

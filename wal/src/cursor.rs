@@ -133,7 +133,7 @@ impl Set {
             start = start.min(other_start);
             end = end.max(other_end);
         }
-        if start <= self.delivered {
+        if start <= self.delivered || bug!(DeliveredOverHoles) {
             self.delivered = end;
         } else {
             self.ranges.insert(start, end);

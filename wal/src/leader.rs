@@ -140,7 +140,10 @@ impl<F: Fs> Log<F> {
             match effect {
                 Effect::Write(group) => {
                     let frames = take_frames(&mut state, group);
-                    let durable = state.commit.durable();
+                    let mut durable = state.commit.durable();
+                    if bug!(WatermarkAhead) {
+                        durable = state.commit.appended();
+                    }
                     drop(state);
                     let (flight, in_flight) = self.lay_out(writer, group, frames, durable);
                     lock(&self.state).in_flight.push_back(in_flight);
@@ -190,7 +193,8 @@ impl<F: Fs> Log<F> {
         debug_assert_eq!((bytes, writer.stands.position), (group.bytes, group.end));
         let segment = writer.info.number;
         let [first, second] = &writer.files;
-        let file = if group.id.slot(IN_FLIGHT_MAX) == 0 { first } else { second };
+        let slot = if bug!(SharedDescription) { 0 } else { group.id.slot(IN_FLIGHT_MAX) };
+        let file = if slot == 0 { first } else { second };
         let in_flight = InFlight {
             id: group.id,
             segment,
@@ -215,15 +219,20 @@ impl<F: Fs> Log<F> {
         let outcome = write_all_at(flight.file.as_ref(), flight.at, flight.buffer.as_slice())
             .map_err(|error| Fault::soft("write", self.path(flight.segment), error));
         self.timings.write.note(begun.elapsed());
-        outcome
+        if bug!(ForgetFailedWrite) { Ok(()) } else { outcome }
     }
 
     pub fn sync(&self, flight: &Flight<F::File>) -> Result<(), Fault> {
+        if bug!(NoSyncOfGroups) {
+            return Ok(());
+        }
         let begun = Instant::now();
-        let outcome = flight
-            .file
-            .sync_data()
-            .map_err(|error| Fault::hard("sync", self.path(flight.segment), error));
+        let mut outcome = flight.file.sync_data();
+        if bug!(RetryFailedSync) && outcome.is_err() {
+            outcome = flight.file.sync_data();
+        }
+        let outcome =
+            outcome.map_err(|error| Fault::hard("sync", self.path(flight.segment), error));
         self.timings.sync.note(begun.elapsed());
         outcome
     }
@@ -242,8 +251,11 @@ impl<F: Fs> Log<F> {
             Ok(()) => (Event::Synced(flight.id), Ok(())),
             Err(Fault::NoSpace(error)) => (Event::NoSpace(flight.id), Err(error)),
             Err(Fault::Fatal(error)) => {
-                self.poison(&mut state, &error.to_string());
-                return Err(error);
+                if !bug!(NoPoison) {
+                    self.poison(&mut state, &error.to_string());
+                    return Err(error);
+                }
+                (Event::Synced(flight.id), Err(error))
             }
         };
         match state.commit.on(event) {
@@ -298,7 +310,10 @@ impl<F: Fs> Log<F> {
             let Some(mut group) = state.in_flight.pop_back() else {
                 return;
             };
-            while let Some(frame) = group.frames.pop() {
+            while let Some(mut frame) = group.frames.pop() {
+                if bug!(LoseRolledBack) {
+                    frame.forget_records();
+                }
                 state.frames.push_front(frame);
             }
             if let Some(writer) = state.writer.as_mut() {
@@ -337,7 +352,7 @@ impl<F: Fs> Log<F> {
             }
         }
         let prepared = self.take_prepared()?;
-        let carry = lock(&self.carry).save();
+        let carry = if bug!(LoseCarry) { Vec::new() } else { lock(&self.carry).save() };
         if carry.len() > CARRY_BYTES_MAX {
             return Err(Fault::hard(
                 "carry state over from",
@@ -355,7 +370,7 @@ impl<F: Fs> Log<F> {
             incarnation: self.incarnation,
             predecessor: writer.info.number,
             predecessor_end: end,
-            delivered: lock(&self.acks).floor(),
+            delivered: self.noted_floor(),
             history: self.history.clone(),
             carry,
         };
@@ -376,6 +391,11 @@ impl<F: Fs> Log<F> {
         }
         *writer = next;
         Ok(())
+    }
+
+    fn noted_floor(&self) -> crate::position::Position {
+        let acks = lock(&self.acks);
+        if bug!(LinkNotesDelivered) { acks.delivered() } else { acks.floor() }
     }
 
     fn path(&self, number: SegmentNumber) -> String {

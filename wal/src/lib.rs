@@ -27,6 +27,17 @@
 //! and is not written again keeps its bytes, or shows damage that a CRC finds. A rename is atomic.
 //! Files and names may reach the disk in any order until they are synced.
 
+/// Whether the deliberate bug of this name is active; in a release build it never is.
+macro_rules! bug {
+    ($name:ident) => {{
+        #[cfg(feature = "mutants")]
+        let active = crate::mutants::active(crate::mutants::Mutant::$name);
+        #[cfg(not(feature = "mutants"))]
+        let active = false;
+        active
+    }};
+}
+
 mod attest;
 mod batch;
 mod buffer;

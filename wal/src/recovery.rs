@@ -33,6 +33,8 @@
 //! Files with damage that was acknowledged are kept in `quarantine/` as well, for whoever wants to
 //! look; they count against the quota once their segment is gone.
 //!
+//! What was read of the CURSOR is written again as well, for the same reason as row D.
+//!
 //! A start never writes to an old file. The new segment is made whole under another name, and only
 //! its renaming changes what the log is, so that a crash at any point of recovery leaves either
 //! the old state or the new one. A read error is never taken for the end of the log: it is returned.
@@ -187,7 +189,8 @@ pub(crate) fn open<F: Fs>(fs: &F, carry: &mut dyn Carry) -> Result<Opened<F>, Wa
         report.rows.push(RecoveryRow::Superseded);
     }
 
-    let proof = slot.as_ref().map_or(Position::ZERO, |slot| slot.durable);
+    let known = slot.as_ref().filter(|_| !bug!(IgnoreCursorProof));
+    let proof = known.map_or(Position::ZERO, |slot| slot.durable);
     let mut segments: VecDeque<SegmentInfo> = lineage.kept.into();
     let newest = segments.back().cloned();
     let tail = match &newest {
@@ -319,7 +322,8 @@ fn next_incarnation(survey: &Survey, slot: Option<&Slot>, highest: SegmentNumber
     let (known, number) =
         of_heads.chain(slot.map(|slot| (slot.incarnation, slot.segment))).max().unwrap_or_default();
     let unread = highest.get().saturating_sub(number.get());
-    Incarnation::new(known.get().saturating_add(unread)).next()
+    let last = Incarnation::new(known.get().saturating_add(unread));
+    if bug!(SameIncarnation) && last > Incarnation::default() { last } else { last.next() }
 }
 
 fn known_log_id(survey: &Survey, slot: Option<&Slot>) -> Option<LogId> {
@@ -363,7 +367,8 @@ fn load_carry<F: Fs>(
             }
         }
     }
-    for annotation in tail.annotations.iter().filter(|annotation| !annotation.is_empty()) {
+    let annotations = if bug!(ForgetAnnotations) { &[][..] } else { &tail.annotations };
+    for annotation in annotations.iter().filter(|annotation| !annotation.is_empty()) {
         carry.absorb(annotation);
     }
     Ok(())

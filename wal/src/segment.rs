@@ -319,7 +319,9 @@ pub(crate) fn write_link<F: Fs>(
 /// Makes a created file durable and gives it its name.
 pub(crate) fn publish<F: Fs>(fs: &F, writer: &mut Writer<F::File>) -> Result<(), Fault> {
     let unfinished = unfinished_name(writer.info.number);
-    writer.sync().map_err(|error| Fault::hard("sync", fs.path_of(&unfinished), error))?;
+    if !bug!(NoSyncOfRecovery) {
+        writer.sync().map_err(|error| Fault::hard("sync", fs.path_of(&unfinished), error))?;
+    }
     name_it(fs, writer.info.number)?;
     writer.info.bytes = writer.stands.at;
     Ok(())
@@ -330,6 +332,9 @@ pub(crate) fn name_it<F: Fs>(fs: &F, number: SegmentNumber) -> Result<(), Fault>
     let (unfinished, name) = (unfinished_name(number), segment_name(number));
     fs.rename(&unfinished, &name)
         .map_err(|error| Fault::soft("rename", fs.path_of(&unfinished), error))?;
+    if bug!(NoDirectorySync) {
+        return Ok(());
+    }
     fs.sync_dir().map_err(|error| Fault::hard("sync the directory of", fs.path_of(&name), error))
 }
 

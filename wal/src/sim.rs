@@ -9,8 +9,9 @@
 
 mod image;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -27,6 +28,8 @@ pub enum CrashLevel {
     PowerCut,
     /// As `PowerCut`, and an unsynced sector may end in garbage.
     TornSectors,
+    /// As `PowerCut`, and the last sync of a file may never have happened: the disk lied.
+    LostSyncs,
 }
 
 /// An error that one operation is to report.
@@ -71,6 +74,8 @@ impl SimDisk {
             stop_at: None,
             stopped: false,
             injected: BTreeMap::new(),
+            broken_from: None,
+            lies: false,
             fired: 0,
         };
         Self { disk: Arc::new(Mutex::new(disk)), boot: 0 }
@@ -85,6 +90,9 @@ impl SimDisk {
     #[must_use = "the old handle is dead"]
     pub fn crash(&self, level: CrashLevel) -> SimDisk {
         let mut disk = self.disk();
+        if level == CrashLevel::LostSyncs {
+            disk.unsync();
+        }
         if level != CrashLevel::Kill {
             let keep_percent = disk.random.next() % 5 * 25;
             disk.settle_data(keep_percent, level == CrashLevel::TornSectors);
@@ -96,6 +104,7 @@ impl SimDisk {
         disk.stopped = false;
         disk.stop_at = None;
         disk.injected.clear();
+        disk.broken_from = None;
         SimDisk { disk: Arc::clone(&self.disk), boot: disk.boot }
     }
 
@@ -132,6 +141,17 @@ impl SimDisk {
         let mut disk = self.disk();
         let at = disk.operations.saturating_add(operations.max(1));
         disk.injected.insert(at, error);
+    }
+
+    /// Makes every operation from the `operations`-th from now on report an error, until the crash.
+    pub fn break_after(&self, operations: u64, error: Injected) {
+        let mut disk = self.disk();
+        disk.broken_from = Some((disk.operations.saturating_add(operations.max(1)), error));
+    }
+
+    /// Lets [`LostSyncs`](CrashLevel::LostSyncs) drop syncs that come from now on.
+    pub fn lie(&self) {
+        self.disk().lies = true;
     }
 
     /// How many injected errors were reported.
@@ -174,7 +194,8 @@ impl SimDisk {
         let mut disk = self.disk();
         let file = disk.next_file;
         disk.next_file += 1;
-        let image = Image { live: bytes.to_vec(), durable: bytes.to_vec(), dirty: BTreeSet::new() };
+        let (live, durable) = (bytes.to_vec(), bytes.to_vec());
+        let image = Image { live, durable, ..Image::default() };
         disk.files.insert(file, image);
         disk.live.insert(name.to_owned(), file);
         disk.durable.insert(name.to_owned(), file);
@@ -188,7 +209,8 @@ impl SimDisk {
     }
 
     fn open_image(&self, file: u64) -> SimFile {
-        SimFile { disk: self.clone(), file }
+        let failures = self.disk().image(file).map_or(0, |image| image.failures);
+        SimFile { disk: self.clone(), file, seen: Arc::new(AtomicU64::new(failures)) }
     }
 }
 
@@ -338,6 +360,8 @@ impl Fs for SimDisk {
 pub struct SimFile {
     disk: SimDisk,
     file: u64,
+    /// Failed write-backs that this open file has reported.
+    seen: Arc<AtomicU64>,
 }
 
 fn to_usize(bytes: u64) -> io::Result<usize> {
@@ -392,20 +416,25 @@ impl FsFile for SimFile {
     fn sync_data(&self) -> io::Result<()> {
         let mut disk = self.disk.disk();
         let fate = disk.begin(self.disk.boot)?;
-        let (sector, chance) = (disk.sector, disk.random.one_in(2));
+        let (sector, chance, lies) = (disk.sector, disk.random.one_in(2), disk.lies);
         let image = disk.image(self.file)?;
         match fate {
             Fate::Run => {
-                image.sync(sector);
-                Ok(())
+                image.sync(sector, lies);
+                if self.seen.swap(image.failures, Ordering::Relaxed) == image.failures {
+                    Ok(())
+                } else {
+                    Err(Injected::Eio.into())
+                }
             }
             Fate::Fail(error) => {
                 image.lose(sector, chance);
+                self.seen.store(image.failures, Ordering::Relaxed);
                 Err(error.into())
             }
             Fate::Stop => {
                 if chance {
-                    image.sync(sector);
+                    image.sync(sector, lies);
                 }
                 Err(stopped())
             }

@@ -336,7 +336,11 @@ pub(crate) fn read_content<F: Fs>(
     let mut content = Content::default();
     let mut after_damage = false;
     loop {
-        match walk.next().map_err(failed)? {
+        let step = match walk.next() {
+            Err(_) if bug!(ReadErrorIsEnd) => Step::End,
+            step => step.map_err(failed)?,
+        };
+        match step {
             Step::Frame(frame) => {
                 let bytes = walk.bytes(&frame).map_err(failed)?;
                 let body = bytes.body.map(|_| ());

@@ -122,7 +122,8 @@ pub(crate) fn lineage<F: Fs>(
     Ok(lineage)
 }
 
-/// The end of a segment whose successor cannot tell.
+/// The end of a segment whose successor cannot tell. Damage is crossed as far as a frame behind it
+/// says that it was acknowledged.
 pub(crate) fn walked_end<F: Fs>(fs: &F, info: &SegmentInfo) -> Result<SegmentEnd, WalError> {
     let name = segment_name(info.number);
     let failed = |error| WalError::io("read", fs.path_of(&name), error);
@@ -136,17 +137,25 @@ pub(crate) fn walked_end<F: Fs>(fs: &F, info: &SegmentInfo) -> Result<SegmentEnd
         info.bytes,
     );
     let mut end = SegmentEnd { position: info.base, byte: SEGMENT_HEADER_BYTES, chain: 0 };
+    let mut beyond: Vec<SegmentEnd> = Vec::new();
+    let (mut damaged, mut proven) = (false, Position::ZERO);
     loop {
         match walk.next().map_err(failed)? {
             Step::Frame(frame) => {
-                end = SegmentEnd {
+                proven = proven.max(frame.header.durable);
+                damaged |= walk.bytes(&frame).map_err(failed)?.body.is_err();
+                let after = SegmentEnd {
                     position: frame.header.end(),
                     byte: frame.header.next_at(frame.at),
                     chain: frame.crc,
                 };
+                if damaged { beyond.push(after) } else { end = after }
             }
-            Step::Damage { .. } => {}
-            Step::End => return Ok(end),
+            Step::Damage { .. } => damaged = true,
+            Step::End => break,
         }
     }
+    // What a crash left behind a hole was never acknowledged, and its positions were given out
+    // again; only what the segment itself proves counts there.
+    Ok(beyond.into_iter().rfind(|after| after.position <= proven).unwrap_or(end))
 }

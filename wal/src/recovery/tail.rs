@@ -40,6 +40,7 @@ pub(crate) fn read_tail(
         .iter()
         .map(|met| met.frame.header.durable)
         .fold(outside_proof.max(newest.base), Position::max);
+    let proven = if bug!(DamageIsTornTail) { Position::ZERO } else { proven };
     let mut end = SegmentEnd {
         position: newest.base,
         byte: SEGMENT_HEADER_BYTES,
@@ -86,10 +87,13 @@ pub(crate) fn read_tail(
             if unproven.is_empty() {
                 end = met.end;
             }
-        } else if proof_reaches && unproven.is_empty() {
+        } else if (proof_reaches || bug!(TrustUnprovenTail)) && unproven.is_empty() {
             end = met.end;
             used = true;
             annotations.extend(met.annotation);
+        } else if bug!(DropUnprovenTail) {
+            position = end.position;
+            break;
         } else {
             unproven.push(met);
         }

@@ -25,6 +25,10 @@ pub(super) struct Disk {
     pub(super) stop_at: Option<u64>,
     pub(super) stopped: bool,
     pub(super) injected: BTreeMap<u64, Injected>,
+    /// From this operation on, every one fails.
+    pub(super) broken_from: Option<(u64, Injected)>,
+    /// Syncs may turn out never to have happened.
+    pub(super) lies: bool,
     pub(super) fired: u64,
 }
 
@@ -33,6 +37,10 @@ pub(super) struct Image {
     pub(super) live: Vec<u8>,
     pub(super) durable: Vec<u8>,
     pub(super) dirty: BTreeSet<usize>,
+    /// Failed write-backs so far: every open file reports each of them once.
+    pub(super) failures: u64,
+    /// What was durable before the last sync, for disks that lie.
+    pub(super) before_sync: Option<Vec<u8>>,
 }
 
 #[derive(Clone, Debug)]
@@ -87,7 +95,9 @@ impl Disk {
             self.stopped = true;
             return Ok(Fate::Stop);
         }
-        Ok(match self.injected.remove(&self.operations) {
+        let broken = self.broken_from.filter(|(from, _)| self.operations >= *from);
+        let error = self.injected.remove(&self.operations).or(broken.map(|(_, error)| error));
+        Ok(match error {
             Some(error) => {
                 self.fired += 1;
                 Fate::Fail(error)
@@ -151,6 +161,18 @@ impl Disk {
         self.files.retain(|file, _| named.contains(file));
     }
 
+    /// Some syncs that were reported never happened.
+    pub(super) fn unsync(&mut self) {
+        let random = &mut self.random;
+        for image in self.files.values_mut() {
+            if random.one_in(3)
+                && let Some(before) = image.before_sync.take()
+            {
+                image.durable = before;
+            }
+        }
+    }
+
     pub(super) fn settle_data(&mut self, keep_percent: u64, torn: bool) {
         let (sector, random) = (self.sector, &mut self.random);
         for image in self.files.values_mut() {
@@ -201,7 +223,10 @@ impl Image {
         }
     }
 
-    pub(super) fn sync(&mut self, sector: usize) {
+    pub(super) fn sync(&mut self, sector: usize, may_lie: bool) {
+        if may_lie && !self.dirty.is_empty() {
+            self.before_sync = Some(self.durable.clone());
+        }
         self.durable.resize(self.live.len(), 0);
         for index in std::mem::take(&mut self.dirty) {
             let start = index * sector;
@@ -218,6 +243,7 @@ impl Image {
     /// are lost with the cache, or they are read anew from the disk.
     pub(super) fn lose(&mut self, sector: usize, reverted: bool) {
         let dirty = std::mem::take(&mut self.dirty);
+        self.failures += 1;
         self.durable.resize(self.live.len(), 0);
         if reverted {
             for index in dirty {

@@ -65,6 +65,8 @@ macro_rules! claim {
     };
 }
 
+pub mod rot;
+
 /// What was submitted, and what the log promised about it.
 #[derive(Clone, Default)]
 pub struct Model {
@@ -80,6 +82,8 @@ pub struct Model {
     pub withdrawn: BTreeSet<u64>,
     /// Acked before the last checkpoint that succeeded.
     pub checkpointed: BTreeSet<u64>,
+    /// *Delivered* when the log was opened; it may be reclaimed a hold-back later.
+    pub delivered_at_open: u64,
     /// The furthest *delivered* that any checkpoint was asked to note, even if it failed.
     pub attempted: u64,
     pub incarnation: u64,
@@ -146,6 +150,7 @@ impl Model {
                 "the ack of {position} is lost"
             );
         }
+        self.delivered_at_open = delivered;
         // What was acked but not checkpointed is delivered again.
         self.acked = (0..end).filter(|at| wal.is_acked(Position::new(*at))).collect();
 
@@ -214,11 +219,52 @@ pub fn contiguous(acked: &BTreeSet<u64>) -> u64 {
     (0..).find(|position| !acked.contains(position)).unwrap_or(0)
 }
 
-/// What a run may do.
-#[derive(Clone, Copy)]
+/// What a run may do. Everything else follows from its seed.
+#[derive(Clone, Copy, Debug)]
 pub struct Plan {
     pub mutant: Mutant,
     pub crash_levels: &'static [CrashLevel],
+    /// Operations of the disk may fail.
+    pub faults: bool,
+    /// No more steps than these, over all lives: for shrinking.
+    pub steps_max: u64,
+}
+
+/// Everything that may happen to a log.
+pub const ANYTHING: Plan = Plan {
+    mutant: Mutant::None,
+    crash_levels: &[CrashLevel::Kill, CrashLevel::PowerCut, CrashLevel::TornSectors],
+    faults: true,
+    steps_max: u64::MAX,
+};
+
+/// What a campaign did.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Tally {
+    /// Crashes, each with a recovery that was checked.
+    pub crashes: u64,
+    /// Crashes in the middle of a recovery.
+    pub in_recovery: u64,
+    pub records: u64,
+    pub faults: u64,
+    pub rotten: u64,
+    pub lies: u64,
+    pub lies_noticed: u64,
+    /// Stuck records that were moved to the head.
+    pub moved: u64,
+}
+
+impl Tally {
+    pub fn add(&mut self, other: Tally) {
+        self.crashes += other.crashes;
+        self.in_recovery += other.in_recovery;
+        self.records += other.records;
+        self.faults += other.faults;
+        self.rotten += other.rotten;
+        self.lies += other.lies;
+        self.lies_noticed += other.lies_noticed;
+        self.moved += other.moved;
+    }
 }
 
 /// One life of a log after the other on one disk, everything decided by the seed.
@@ -227,6 +273,13 @@ pub struct Run {
     pub model: Model,
     pub config: WalConfig,
     pub now: Duration,
+    pub tally: Tally,
+    /// What was acked, and when, by checkpoints that succeeded: for the hold-back.
+    pub held: Vec<(Duration, u64)>,
+    /// There is no space until the next crash.
+    pub disk_stays_full: bool,
+    /// Operations of the disk may fail.
+    pub faults: bool,
 }
 
 pub struct Life {
@@ -236,6 +289,7 @@ pub struct Life {
     pub chunk: Chunk,
     pub read: u64,
     pub opened_bytes: u64,
+    pub disk: SimDisk,
 }
 
 impl Run {
@@ -253,7 +307,17 @@ impl Run {
             sync_policy: wal::SyncPolicy::EachGroup,
             mutant,
         };
-        Self { random, model: Model::default(), config, now: Duration::ZERO }
+        let (tally, held) = (Tally::default(), Vec::new());
+        Self {
+            random,
+            model: Model::default(),
+            config,
+            now: Duration::ZERO,
+            tally,
+            held,
+            disk_stays_full: false,
+            faults: false,
+        }
     }
 
     /// Opens the log; `None` if the disk failed in the middle of it.
@@ -261,8 +325,10 @@ impl Run {
         let carry = Box::new(Highest::default());
         match Wal::open(disk.clone(), self.config.clone(), carry, self.now) {
             Ok((wal, report)) => {
+                let fired = disk.injected_fired();
                 let outcome = self.model.check_opened(&wal, &report);
-                if outcome.is_err() && disk.is_stopped() {
+                // A check that met the planned stop or an injected error proves nothing.
+                if outcome.is_err() && (disk.is_stopped() || disk.injected_fired() > fired) {
                     return Ok(None);
                 }
                 outcome?;
@@ -270,7 +336,8 @@ impl Run {
                 let reader = wal.reader(Position::new(read));
                 let opened_bytes = wal.status().allocated_bytes;
                 let (tickets, chunk) = (Vec::new(), Chunk::new());
-                Ok(Some(Life { wal, tickets, reader, chunk, read, opened_bytes }))
+                let disk = disk.clone();
+                Ok(Some(Life { wal, tickets, reader, chunk, read, opened_bytes, disk }))
             }
             Err(WalError::Io { .. } | WalError::NoSpace { .. }) => Ok(None),
             Err(error) => Err(format!("open: {error}")),
@@ -372,9 +439,10 @@ impl Run {
                 Ok(())
             }
             8..12 => life.wal.commit(),
+            // A ticket waits as long as there is no space.
             12 => match life.tickets.last() {
-                Some((ticket, _)) => ticket.wait().map(|_| ()),
-                None => Ok(()),
+                Some((ticket, _)) if !self.disk_stays_full => ticket.wait().map(|_| ()),
+                Some(_) | None => Ok(()),
             },
             13..15 => {
                 let durable = life.wal.durable().through().get();
@@ -396,7 +464,9 @@ impl Run {
                 if outcome.is_ok() {
                     self.model.checkpointed = before;
                     self.model.withdrawn.clear();
+                    self.held.push((self.now, self.model.delivered()));
                 }
+                self.check_hold_back(life)?;
                 outcome
             }
             17..19 => self.read(life)?,
@@ -414,8 +484,34 @@ impl Run {
         }
     }
 
+    /// Leaves a few records stuck.
+    fn ack_most(&mut self, life: &Life) {
+        let durable = self.real_durable(life);
+        let mut start = self.model.delivered();
+        while start < durable {
+            let end = (start + 20 + self.random.below(60)).min(durable);
+            life.wal.ack(Position::new(start)..Position::new(end));
+            self.model.acked.extend(start..end);
+            start = end + 1;
+        }
+    }
+
+    /// Nothing is reclaimed that was not acked a whole hold-back ago.
+    fn check_hold_back(&self, life: &Life) -> Result<(), Failure> {
+        let hold_back = self.config.hold_back;
+        let old = |at: Duration| self.now.saturating_sub(at) >= hold_back;
+        let allowed = self.held.iter().filter(|(at, _)| old(*at)).map(|(_, to)| *to).max();
+        let allowed = allowed.unwrap_or(0).max(self.model.delivered_at_open);
+        let reclaimed = life.wal.status().reclaimed.get();
+        claim!(reclaimed <= allowed, "the hold-back of {allowed} does not hold: {reclaimed}");
+        Ok(())
+    }
+
     /// One or two groups, their steps in any order.
     fn side_by_side(&mut self, life: &mut Life) -> Result<(), WalError> {
+        if self.faults && self.random.one_in(12) {
+            life.disk.inject(1 + self.random.below(6), Injected::Eio);
+        }
         let mut flights = Vec::new();
         let mut outcome = Ok(());
         for _ in 0..1 + self.random.below(2) {
@@ -445,6 +541,9 @@ impl Run {
     /// Stuck records are moved, or a store has lost what it acknowledged.
     fn rarely(&mut self, life: &mut Life) -> Result<Result<(), WalError>, Failure> {
         if self.random.one_in(2) {
+            if self.random.one_in(2) {
+                self.ack_most(life);
+            }
             let left: Vec<u64> = (self.model.delivered()..self.model.submitted.len() as u64)
                 .filter(|position| !self.model.acked.contains(position))
                 .collect();
@@ -454,7 +553,11 @@ impl Run {
                 let copy = self.model.submitted[usize::try_from(*position).unwrap()].clone();
                 self.model.submitted.push(copy);
                 if life.wal.is_acked(Position::new(*position)) {
+                    let durable = self.real_durable(life);
+                    let end = self.model.submitted.len() as u64;
+                    claim!(end <= durable, "{position} is acked, its copy is not durable");
                     self.model.acked.insert(*position);
+                    self.tally.moved += 1;
                 }
             }
             return Ok(outcome.map(|_| ()));
@@ -577,58 +680,131 @@ pub fn run_with_failure(seed: u64, nth: u64, error: Injected) -> Result<bool, Fa
     Ok(fired)
 }
 
-/// A whole run: lives, crashes, recoveries.
-pub fn run(seed: u64, plan: Plan) -> Result<(), Failure> {
+/// A whole run: lives, crashes, recoveries; at last rot, and a disk that lied.
+pub fn run(seed: u64, plan: Plan) -> Result<Tally, Failure> {
+    wal::mutants::set(plan.mutant);
+    let outcome = run_lives(seed, plan);
+    wal::mutants::set(Mutant::None);
+    outcome
+}
+
+fn run_lives(seed: u64, plan: Plan) -> Result<Tally, Failure> {
     let mut run = Run::new(seed, plan.mutant);
+    run.faults = plan.faults;
     let mut disk = SimDisk::new(seed);
+    let mut steps_left = plan.steps_max;
+    if run.random.one_in(8) {
+        disk.set_copy_on_write(true);
+    }
     for _ in 0..2 + run.random.below(4) {
-        if run.random.one_in(3) {
-            // A crash during recovery, or early in the life after it.
+        // Crashes in the middle of recovery, up to five in a row.
+        for _ in 0..5 {
+            if !run.random.one_in(4) {
+                break;
+            }
             disk.fail_after(1 + run.random.below(60));
-        } else if run.random.one_in(2) {
+            let opened = run.open(&disk)?;
+            run.tally.in_recovery += u64::from(opened.is_none());
+            disk = run.crash(disk, plan)?;
+        }
+        if run.random.one_in(2) {
             disk.fail_after(40 + run.random.below(400));
         }
-        let steps = run.random.below(120);
-        if let Some(mut life) = run.open(&disk)? {
-            let mut alive = true;
-            for _ in 0..steps {
-                alive = run.step(&mut life)?;
-                if !alive || disk.is_stopped() {
-                    break;
-                }
-            }
-            run.settle(&mut life)?;
-            let poisoned = life.wal.status().poisoned.is_some();
-            if poisoned {
-                run.check_poisoned(&mut life)?;
-            } else if alive && run.random.one_in(3) {
-                let before = run.model.acked.clone();
-                run.model.attempted = run.model.attempted.max(run.model.delivered());
-                if life.wal.close(run.now).is_ok() {
-                    run.model.checkpointed = before;
-                    run.model.withdrawn.clear();
-                }
-                let (batch, _, _) = run.batch();
-                claim!(life.wal.append(batch).is_err(), "a closed log takes appends");
-                run.settle(&mut life)?;
+        if plan.faults && run.random.one_in(3) {
+            let error = if run.random.one_in(2) { Injected::Eio } else { Injected::NoSpace };
+            let after = 1 + run.random.below(300);
+            if run.random.one_in(8) {
+                disk.break_after(after, error);
+                run.disk_stays_full = matches!(error, Injected::NoSpace);
             } else {
-                let outcome = run.model.check_content(&life.wal);
-                // The planned stop may come in the middle of the check.
-                if !disk.is_stopped() {
-                    outcome?;
-                }
+                disk.inject(after, error);
             }
         }
-        let level = plan.crash_levels[run.random.below(plan.crash_levels.len() as u64) as usize];
-        disk = disk.crash(level);
-        if run.random.one_in(4) {
-            check_recovery_repeats(&run, &disk)?;
+        let steps = run.random.below(120).min(steps_left);
+        steps_left -= steps;
+        let fired = disk.injected_fired();
+        if let Some(life) = run.open(&disk)? {
+            run.live(&disk, life, steps)?;
         }
+        run.tally.faults += disk.injected_fired() - fired;
+        disk = run.crash(disk, plan)?;
     }
     // At last a whole recovery, whatever came before.
     let opened = run.open(&disk)?;
     claim!(opened.is_some(), "the log does not open on a sound disk");
-    Ok(())
+    if let Some(life) = opened {
+        run.tally.records += run.model.submitted.len() as u64;
+        life.wal.close(run.now).map_err(|error| format!("close: {error}"))?;
+    }
+    disk = disk.crash(CrashLevel::PowerCut);
+    rot::check(&mut run, &disk)?;
+    rot::check_lies(&mut run, &disk)?;
+    Ok(run.tally)
+}
+
+impl Run {
+    fn crash(&mut self, disk: SimDisk, plan: Plan) -> Result<SimDisk, Failure> {
+        let level = plan.crash_levels[self.random.below(plan.crash_levels.len() as u64) as usize];
+        let disk = disk.crash(level);
+        self.disk_stays_full = false;
+        self.tally.crashes += 1;
+        if self.random.one_in(4) {
+            self.tally.in_recovery += 5;
+            check_recovery_repeats(self, &disk)?;
+        }
+        Ok(disk)
+    }
+
+    /// One life up to its crash.
+    fn live(&mut self, disk: &SimDisk, mut life: Life, steps: u64) -> Result<(), Failure> {
+        self.held.clear();
+        let mut alive = true;
+        for _ in 0..steps {
+            let fired = disk.injected_fired();
+            alive = match self.step(&mut life) {
+                Ok(alive) => alive,
+                // A check that met an injected error or the planned stop proves nothing.
+                Err(_) if disk.is_stopped() || disk.injected_fired() > fired => return Ok(()),
+                Err(failure) => return Err(failure),
+            };
+            if !alive || disk.is_stopped() {
+                break;
+            }
+        }
+        self.settle(&mut life)?;
+        let poisoned = life.wal.status().poisoned.is_some();
+        if poisoned {
+            return self.check_poisoned(&mut life);
+        }
+        if alive && self.random.one_in(3) {
+            let before = self.model.acked.clone();
+            self.model.attempted = self.model.attempted.max(self.model.delivered());
+            if life.wal.close(self.now).is_ok() {
+                self.model.checkpointed = before;
+                self.model.withdrawn.clear();
+            }
+            let (batch, _, _) = self.batch();
+            claim!(life.wal.append(batch).is_err(), "a closed log takes appends");
+            return self.settle(&mut life);
+        }
+        let fired = disk.injected_fired();
+        let outcome = self.model.check_content(&life.wal);
+        // The planned stop, or an injected error, may come in the middle of the check.
+        if disk.is_stopped() || disk.injected_fired() > fired { Ok(()) } else { outcome }
+    }
+}
+
+/// Where two recoveries part, in a few words.
+fn difference(first: &[(u64, Vec<u8>)], second: &[(u64, Vec<u8>)]) -> String {
+    let at = first.iter().zip(second).position(|(one, other)| one != other);
+    let show = |all: &[(u64, Vec<u8>)]| at.and_then(|at| all.get(at).cloned());
+    format!(
+        "{} and {} entries, first difference {at:?}: {:?} {:?}",
+        first.len(),
+        second.len(),
+        show(first).map(|(at, bytes)| (at, bytes.len())),
+        show(second).map(|(at, bytes)| (at, bytes.len()))
+    )
 }
 
 /// I6: recovering once, twice, or after a crash in the middle of recovery gives the same log.
@@ -653,7 +829,8 @@ fn check_recovery_repeats(run: &Run, disk: &SimDisk) -> Result<(), Failure> {
     let once = disk.fork();
     let first = content(&once)?;
     let again = once.crash(CrashLevel::PowerCut);
-    claim!(content(&again)? == first, "I6: a second recovery differs");
+    let second = content(&again)?;
+    claim!(second == first, "I6: a second recovery differs: {}", difference(&first, &second));
     for stop in [2, 5, 9, 14, 20] {
         let interrupted = disk.fork();
         interrupted.fail_after(stop);

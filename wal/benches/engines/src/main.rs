@@ -26,7 +26,7 @@ mod rows;
 mod settings;
 mod targets;
 
-use std::fs;
+use std::fs::{self, File};
 
 use bench_wal::round;
 use bench_wal::usage::Device;
@@ -53,7 +53,7 @@ fn main() {
 
 fn bench() {
     let settings = Settings::from_environment();
-    empty(&settings);
+    let _lock = take(&settings);
     let mut remarks = Vec::new();
     let rocksdb = children::rocksdb_version();
     println!(
@@ -91,12 +91,17 @@ fn bench() {
     fs::remove_dir_all(&settings.dir).unwrap();
 }
 
-/// Removes what a run that was broken off has left.
-fn empty(settings: &Settings) {
-    if settings.dir.exists() {
-        fs::remove_dir_all(&settings.dir).unwrap();
-    }
+/// Makes sure that no other run uses the directory, and removes what one that was broken off has
+/// left.
+fn take(settings: &Settings) -> File {
     fs::create_dir_all(&settings.dir).unwrap();
+    let lock = File::create(settings.dir.with_extension("lock")).unwrap();
+    if let Err(error) = lock.try_lock() {
+        panic!("{} is used by another run: {error}", settings.dir.display());
+    }
+    fs::remove_dir_all(&settings.dir).unwrap();
+    fs::create_dir(&settings.dir).unwrap();
+    lock
 }
 
 fn fastest_flush_us(rows: &[Row]) -> Option<f64> {
