@@ -9,6 +9,7 @@ use std::time::Instant;
 use lz4_flex::block::{CompressTable, compress_into_with_table, get_maximum_output_size};
 
 use crate::batch::{Batch, RECORD_PREFIX_BYTES};
+use crate::buffer::BlockBuffer;
 use crate::config::Compression;
 use crate::format::frame::{Encoding, FRAME_HEADER_BYTES, FrameHeader, FrameKind};
 use crate::format::{BLOCK_BYTES, Fields, Malformed, align_block, align8, to_u32, to_usize};
@@ -187,10 +188,9 @@ impl Frame {
         &self.annotation
     }
 
-    /// Appends the frame with its padding to `out`, whose byte `start` lies on a block of the file,
-    /// and returns the chain value for the next one.
-    pub fn lay_out(&self, place: Place, out: &mut Vec<u8>, start: usize) -> u32 {
-        let crc = FrameHeader {
+    /// Appends the frame with its padding to a group, and returns the chain value for the next one.
+    pub fn lay_out(&self, place: Place, group: &mut BlockBuffer) -> u32 {
+        let (header, crc) = FrameHeader {
             kind: self.kind,
             encoding: self.encoding,
             last_of_group: place.last_of_group,
@@ -205,12 +205,13 @@ impl Frame {
             annotation_crc: self.annotation_crc,
             body_crc: self.body_crc,
         }
-        .encode_into(out);
-        out.extend_from_slice(&self.annotation);
-        out.extend_from_slice(&self.body);
-        let end = (out.len() - start) as u64;
+        .encode();
+        group.extend_from_slice(&header);
+        group.extend_from_slice(&self.annotation);
+        group.extend_from_slice(&self.body);
+        let end = group.len() as u64;
         let padded = if place.last_of_group { align_block(end) } else { align8(end) };
-        out.resize(start + to_usize(padded), 0);
+        group.pad_to(to_usize(padded));
         crc
     }
 }
@@ -304,6 +305,13 @@ mod tests {
         batch
     }
 
+    fn laid_out(frame: &Frame) -> Vec<u8> {
+        let mut group = BlockBuffer::default();
+        group.reset(to_usize(frame.bytes() + BLOCK_BYTES));
+        frame.lay_out(PLACE, &mut group);
+        group.as_slice().to_vec()
+    }
+
     fn round_trip(records: &[&[u8]], compression: Compression) -> (FrameHeader, Vec<u8>) {
         let batch = batch(records);
         let raw = batch.body().to_vec();
@@ -311,8 +319,7 @@ mod tests {
         let bytes = encoded.frame_bytes(&batch);
         let frame = encoded.into_frame(batch, Position::new(3));
         assert_eq!(frame.bytes(), bytes);
-        let mut out = Vec::new();
-        frame.lay_out(PLACE, &mut out, 0);
+        let out = laid_out(&frame);
         assert_eq!(out.len() % 4096, 0);
         let (header, _) = FrameHeader::decode(&out).unwrap();
         let parts = FrameBytes::check(&header, &out[FRAME_HEADER_BYTES..]);
@@ -363,8 +370,7 @@ mod tests {
         let mut batch = batch(&[b"record"]);
         batch.annotate(b"note");
         let frame = Encoded::of(&batch, Compression::None).into_frame(batch, Position::ZERO);
-        let mut out = Vec::new();
-        frame.lay_out(PLACE, &mut out, 0);
+        let mut out = laid_out(&frame);
         out[FRAME_HEADER_BYTES + 6] ^= 1;
         let (header, _) = FrameHeader::decode(&out).unwrap();
         let parts = FrameBytes::check(&header, &out[FRAME_HEADER_BYTES..]);

@@ -12,8 +12,8 @@ use crate::fs::FsFile;
 use crate::log::lock;
 use crate::position::SegmentNumber;
 
-/// Bound on the bytes kept: a few groups, so that a reader has until then to take them.
-const BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Bound on the memory kept: a few groups, so that a reader has until then to take them.
+const BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Buffers that wait for their next group.
 const POOL_MAX: usize = 4;
 
@@ -52,12 +52,12 @@ impl Recent {
     /// Keeps a durable group and lets the oldest ones go.
     pub fn keep(&self, segment: SegmentNumber, at: u64, buffer: BlockBuffer) {
         let mut groups = lock(&self.0);
-        groups.bytes += buffer.as_slice().len();
+        groups.bytes += buffer.memory();
         groups.kept.push_back(Kept { segment, at, buffer: Arc::new(buffer) });
         while groups.bytes > BYTES_MAX
             && let Some(oldest) = groups.kept.pop_front()
         {
-            groups.bytes -= oldest.buffer.as_slice().len();
+            groups.bytes -= oldest.buffer.memory();
             // A reader may still be copying from it.
             if let (Ok(buffer), true) =
                 (Arc::try_unwrap(oldest.buffer), groups.pool.len() < POOL_MAX)
@@ -132,7 +132,7 @@ mod tests {
     fn filled(byte: u8, bytes: usize) -> BlockBuffer {
         let mut buffer = BlockBuffer::default();
         buffer.reset(bytes);
-        buffer.out().0.extend(std::iter::repeat_n(byte, bytes));
+        buffer.extend_from_slice(&vec![byte; bytes]);
         buffer
     }
 

@@ -126,13 +126,12 @@ impl<File: FsFile> Writer<File> {
     pub fn lay_out(&mut self, frames: &[Frame], durable: Position, into: &mut BlockBuffer) -> u64 {
         let at = self.stands.at;
         into.reset(to_usize(frames.iter().map(Frame::bytes).sum::<u64>() + BLOCK_BYTES));
-        let (out, start) = into.out();
         let last = frames.len().saturating_sub(1);
         let mut chain = self.stands.chain;
         for (index, frame) in frames.iter().enumerate() {
             let place =
                 Place { nonce: self.info.nonce, chain, durable, last_of_group: index == last };
-            chain = frame.lay_out(place, out, start);
+            chain = frame.lay_out(place, into);
         }
         if let Some(frame) = frames.last() {
             self.stands = Standing {

@@ -211,6 +211,7 @@ impl<File: FsFile> Walk<File> {
 mod tests {
     use super::*;
     use crate::batch::Batch;
+    use crate::buffer::BlockBuffer;
     use crate::config::Compression;
     use crate::frame::{Encoded, Frame, Place};
 
@@ -255,7 +256,11 @@ mod tests {
 
     fn lay(frame: &Frame, nonce: u64, chain: u32, out: &mut Vec<u8>) -> u32 {
         let place = Place { nonce, chain, durable: Position::ZERO, last_of_group: true };
-        frame.lay_out(place, out, 0)
+        let mut group = BlockBuffer::default();
+        group.reset(to_usize(frame.bytes()) + 4096);
+        let crc = frame.lay_out(place, &mut group);
+        out.extend_from_slice(group.as_slice());
+        crc
     }
 
     /// First positions of the frames found, `None` for damage.

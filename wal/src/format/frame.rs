@@ -70,9 +70,9 @@ pub(crate) struct FrameHeader {
 }
 
 impl FrameHeader {
-    /// Appends the header and returns its CRC, the chain value of the next frame.
-    pub fn encode_into(&self, out: &mut Vec<u8>) -> u32 {
-        let start = out.len();
+    /// The header, and its CRC: the chain value of the next frame.
+    pub fn encode(&self) -> (Vec<u8>, u32) {
+        let mut out = Vec::with_capacity(FRAME_HEADER_BYTES);
         let encoding = match self.encoding {
             Encoding::Plain => 0,
             Encoding::Lz4 => 1,
@@ -90,9 +90,9 @@ impl FrameHeader {
         out.extend_from_slice(&self.chain.to_le_bytes());
         out.extend_from_slice(&self.annotation_crc.to_le_bytes());
         out.extend_from_slice(&self.body_crc.to_le_bytes());
-        let crc = crc32fast::hash(out.get(start..).unwrap_or_default());
+        let crc = crc32fast::hash(&out);
         out.extend_from_slice(&crc.to_le_bytes());
-        crc
+        (out, crc)
     }
 
     /// Checks the magic, the CRC and every field against its limits; nothing is allocated.
@@ -188,9 +188,7 @@ mod tests {
     }
 
     fn encoded(header: &FrameHeader) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        header.encode_into(&mut bytes);
-        bytes
+        header.encode().0
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use super::victim::{self, EXIT_FAILED, Victim};
+use super::victim::{self, EXIT_FAILED, End, Victim};
 
 /// Calls that change something, or say something.
 const CALLS: [&str; 8] = [
@@ -23,12 +23,19 @@ pub fn is_there() -> bool {
     there.is_ok_and(|output| output.status.success())
 }
 
-fn wrapper(call: &str, injected: &str, nth: u64) -> Vec<String> {
+fn wrapper(call: &str, injected: &str, nth: u64, log: &str) -> Vec<String> {
     let inject = format!("inject={call}:{injected}:when={nth}");
     let trace = format!("trace={call}");
-    ["strace", "-f", "-qq", "-o", "/dev/null", "-e", &trace, "-e", &inject]
-        .map(str::to_owned)
-        .to_vec()
+    ["strace", "-f", "-qq", "-o", log, "-e", &trace, "-e", &inject].map(str::to_owned).to_vec()
+}
+
+/// The first calls of this kind are those of the dynamic loader and of the test harness.
+fn first(call: &str) -> u64 {
+    match call {
+        "openat" => 8,
+        "write" => 3,
+        _ => 1,
+    }
 }
 
 /// One victim per call, 1, 2, 3 … until one lives to its end; all kinds of calls, then other
@@ -43,18 +50,18 @@ pub fn kill_everywhere(kills_wanted: u64, time: Duration) -> u64 {
             scope.spawn(|| {
                 while !enough() {
                     let Some((seed, call)) = tasks.lock().unwrap().next() else { return };
-                    let mut nth = 1;
+                    let mut nth = first(call);
                     while !enough() {
-                        let dir = tempfile::tempdir().unwrap();
-                        let wrapper = wrapper(call, "signal=KILL", nth);
+                        let dir = super::directory();
+                        let wrapper = wrapper(call, "signal=KILL", nth, "/dev/null");
                         let mut victim = Victim::start(dir.path(), seed * 100, 24, &wrapper);
-                        victim.wait();
+                        let end = victim.wait();
                         let what = format!("killed at {call} {nth}, seed {seed}");
                         victim::check(dir.path(), victim.promised, &what);
                         if victim.done {
                             break;
                         }
-                        assert!(victim.failed.is_none(), "{what}: {:?}", victim.failed);
+                        assert_eq!(end, End::Killed, "{what}: {:?}", victim.failed);
                         kills.fetch_add(1, Ordering::Relaxed);
                         nth += 1;
                     }
@@ -65,23 +72,27 @@ pub fn kill_everywhere(kills_wanted: u64, time: Duration) -> u64 {
     kills.load(Ordering::Relaxed)
 }
 
-/// Lets every call of a kind fail once; says how many failed, and how many victims noticed.
-pub fn fail_everywhere(call: &str, error: &str, most: u64) -> (u64, u64) {
-    let (mut failures, mut noticed) = (0, 0);
+/// Lets the N-th call of a kind (in each thread) fail, for N from 1 on; says how many calls failed,
+/// how many victims met one, and how many of them ended.
+pub fn fail_everywhere(call: &str, error: &str, most: u64) -> (usize, u64, u64) {
+    let (mut failures, mut met, mut ended) = (0, 0, 0);
     for nth in 1..=most {
-        let dir = tempfile::tempdir().unwrap();
-        let wrapper = wrapper(call, &format!("error={error}"), nth);
-        let mut victim = Victim::start(dir.path(), 7, 12, &wrapper);
-        let code = victim.wait();
+        let dir = super::directory();
+        let log = dir.path().join("calls");
+        let wrapper = wrapper(call, &format!("error={error}"), nth, log.to_str().unwrap());
+        let mut victim = Victim::start(&dir.path().join("log"), 7, 12, &wrapper);
+        let end = victim.wait();
         let what = format!("{call} {nth} fails with {error}");
         assert!(
-            victim.done || code == Some(EXIT_FAILED),
-            "{what}: ends with {code:?}, said {:?}",
+            victim.done || end == End::Exit(EXIT_FAILED),
+            "{what}: {end:?}, said {:?}",
             victim.failed
         );
-        victim::check(dir.path(), victim.promised, &what);
-        failures += 1;
-        noticed += u64::from(victim.failed.is_some());
+        victim::check(&dir.path().join("log"), victim.promised, &what);
+        let injected = std::fs::read_to_string(&log).unwrap().matches("(INJECTED)").count();
+        failures += injected;
+        met += u64::from(injected > 0);
+        ended += u64::from(victim.failed.is_some());
     }
-    (failures, noticed)
+    (failures, met, ended)
 }

@@ -2,6 +2,7 @@
 //! very test binary, started again with a directory in its environment.
 
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
@@ -111,6 +112,13 @@ fn one_step(wal: &Wal, dice: u64, hoards: bool) -> Result<(), String> {
     Ok(())
 }
 
+/// How a victim came to its end.
+#[derive(Debug, PartialEq, Eq)]
+pub enum End {
+    Killed,
+    Exit(i32),
+}
+
 /// A running victim.
 pub struct Victim {
     child: Child,
@@ -189,10 +197,14 @@ impl Victim {
         true
     }
 
-    /// Listens to its end; returns its exit code.
-    pub fn wait(&mut self) -> Option<i32> {
+    /// Listens to its end.
+    pub fn wait(&mut self) -> End {
         while self.listen() {}
-        self.child.wait().unwrap().code()
+        let status = self.child.wait().unwrap();
+        match (status.signal(), status.code()) {
+            (Some(9), _) | (_, Some(137)) => End::Killed,
+            (_, code) => End::Exit(code.unwrap_or(-1)),
+        }
     }
 }
 

@@ -95,6 +95,13 @@ impl Model {
         contiguous(&self.acked)
     }
 
+    /// The CURSOR could not be written. What a read shows of it may not be on the disk then, and if
+    /// the next recovery crashes while it writes the other slot, older acks are what is left:
+    /// records come twice.
+    fn forget_checkpoints(&mut self) {
+        self.checkpointed.clear();
+    }
+
     /// Everything a freshly opened log must agree with; afterwards the model is what the log is.
     pub fn check_opened(
         &mut self,
@@ -339,7 +346,12 @@ impl Run {
                 let disk = disk.clone();
                 Ok(Some(Life { wal, tickets, reader, chunk, read, opened_bytes, disk }))
             }
-            Err(WalError::Io { .. } | WalError::NoSpace { .. }) => Ok(None),
+            Err(WalError::Io { .. } | WalError::NoSpace { .. }) => {
+                if disk.injected_fired() > 0 {
+                    self.model.forget_checkpoints();
+                }
+                Ok(None)
+            }
             Err(error) => Err(format!("open: {error}")),
         }
     }
@@ -465,6 +477,8 @@ impl Run {
                     self.model.checkpointed = before;
                     self.model.withdrawn.clear();
                     self.held.push((self.now, self.model.delivered()));
+                } else {
+                    self.model.forget_checkpoints();
                 }
                 self.check_hold_back(life)?;
                 outcome
@@ -782,6 +796,8 @@ impl Run {
             if life.wal.close(self.now).is_ok() {
                 self.model.checkpointed = before;
                 self.model.withdrawn.clear();
+            } else {
+                self.model.forget_checkpoints();
             }
             let (batch, _, _) = self.batch();
             claim!(life.wal.append(batch).is_err(), "a closed log takes appends");

@@ -65,7 +65,8 @@ pub fn check(run: &mut Run, sound: &SimDisk) -> Result<(), Failure> {
             // A misdirected write: a block of the same file where another belongs.
             let from = usize::try_from(run.random.below((bytes.len() / 4096) as u64)).unwrap();
             let to = sector / 4096 * 4096;
-            bytes.copy_within(from * 4096..(from + 1) * 4096, to);
+            let length = (bytes.len() - to).min(4096);
+            bytes.copy_within(from * 4096..from * 4096 + length, to);
             disk.write_file(&name, &bytes);
             format!("{name}: block {from} at {to}")
         }
