@@ -131,6 +131,15 @@ fn cuts_of_one_life(memory: &Memory, dir: &Path, seed: u64, most: u64) -> u64 {
     cuts
 }
 
+/// Lets the directory have all the blocks it will need, backed by memory.
+fn widen(dir: &Path) {
+    std::fs::create_dir(dir).unwrap();
+    let name = |n: u32| dir.join(format!("{n:040}"));
+    (0..1500).for_each(|n| std::fs::write(name(n), b"").unwrap());
+    (0..1500).for_each(|n| std::fs::remove_file(name(n)).unwrap());
+    assert!(Command::new("sync").arg("-f").arg(dir).status().unwrap().success());
+}
+
 #[test]
 fn a_disk_that_really_fails_to_sync_is_noticed_and_keeps_what_was_promised() {
     if !image::is_there() {
@@ -138,16 +147,29 @@ fn a_disk_that_really_fails_to_sync_is_noticed_and_keeps_what_was_promised() {
         return;
     }
     let mut noticed = 0;
-    for (seed, mib) in [(1, 8), (2, 10), (3, 12), (4, 16)] {
+    const BACKED_MIB: u64 = 16;
+    for (seed, mib) in [(1, 20), (2, 21), (3, 22), (4, 24), (5, 27), (6, 30)] {
         let dir = tempfile::tempdir().unwrap();
         // The backing file has room for more than the memory it lies in.
         let small = Memory::mount(dir.path(), mib).unwrap();
-        let Some(image) = small.make_image("disk", 48) else { continue };
+        let Some(image) = small.make_image("disk", 64) else { continue };
+        image.back(BACKED_MIB);
         let mounted = image.mount(&dir.path().join("disk")).unwrap();
+        widen(&dir.path().join("disk/log"));
         let mut victim = Victim::start_hoarding(&dir.path().join("disk/log"), seed, 40_000);
+        // A lack of space met while a file is prepared is pressure: then it waits for ever.
+        let id = victim.id();
+        let (ended, watch) = std::sync::mpsc::channel::<()>();
+        let watcher = std::thread::spawn(move || {
+            if watch.recv_timeout(Duration::from_secs(5)).is_err() {
+                Command::new("kill").args(["-9", &id.to_string()]).status().unwrap();
+            }
+        });
         victim.wait();
-        let large = Memory::mount(dir.path(), 64).unwrap();
-        let copy = image.copy(&dir.path().join("memory-64/disk"));
+        ended.send(()).ok();
+        watcher.join().unwrap();
+        let large = Memory::mount(dir.path(), 80).unwrap();
+        let copy = image.copy(&dir.path().join("memory-80/disk"));
         if let Some(failure) = &victim.failed {
             noticed += 1;
             println!("{mib} MiB: {} promised, then {failure}", victim.promised);

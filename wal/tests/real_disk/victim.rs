@@ -15,7 +15,7 @@ use wal::{
 const DIR: &str = "WAL_VICTIM_DIR";
 const SEED: &str = "WAL_VICTIM_SEED";
 const STEPS: &str = "WAL_VICTIM_STEPS";
-/// It delivers nothing, so that its log grows.
+/// It delivers nothing, so that its log grows, and writes through the page cache.
 const HOARDS: &str = "WAL_VICTIM_HOARDS";
 /// How the victim ends when the log failed.
 pub const EXIT_FAILED: i32 = 3;
@@ -67,6 +67,8 @@ fn say(line: &str) {
 fn work(dir: &Path, seed: u64, steps: u64) -> Result<(), String> {
     let fs = DiskFs::open(dir).map_err(|error| error.to_string())?;
     let hoards = std::env::var_os(HOARDS).is_some();
+    // Past the page cache a lack of space is told at once, and waited out; through it, a sync fails.
+    let fs = if hoards { fs.buffered() } else { fs };
     let max_bytes = if hoards { 1 << 30 } else { config().max_bytes };
     let config = WalConfig { max_bytes, ..config() };
     let (wal, _) = Wal::open(fs, config, Box::new(NoCarry), Duration::ZERO)
