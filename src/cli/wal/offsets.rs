@@ -164,7 +164,10 @@ mod tests {
         Position::new(from)..Position::new(to)
     }
 
-    fn ranges(trail: OffsetTrail) -> Vec<Vec<(i32, Option<i64>, Option<i64>)>> {
+    /// Partition, first offset, offset after the last.
+    type Bounds = (i32, Option<i64>, Option<i64>);
+
+    fn ranges(trail: OffsetTrail) -> Vec<Vec<Bounds>> {
         let holes = trail.finish();
         let triple = |range: &OffsetRange| (range.partition, range.from, range.to);
         holes.iter().map(|hole| hole.ranges.iter().map(triple).collect()).collect()
