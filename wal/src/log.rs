@@ -395,14 +395,14 @@ impl<F: Fs> Wal<F> {
     }
 
     /// Appends batches from the front until none is left or the log is full, and returns the ticket
-    /// of the last one appended: tickets resolve in order, so it speaks for all of them. For more
-    /// records at once than one batch takes; nobody begins to write before the last is queued,
-    /// unless others do.
+    /// of the last one appended: tickets resolve in order, so it speaks for all of them (and without
+    /// any batch, for everything queued before). For more records at once than one batch takes;
+    /// nobody begins to write before the last is queued, unless others do.
     ///
     /// # Errors
-    /// As [`append`](Wal::append), for the batch at the front: those before it are appended, it and
-    /// those behind it are left in `batches`, unless it is lost to [`AppendError::TooLarge`], which
-    /// holds it. [`AppendError::Full`] comes only if none could be appended.
+    /// As [`append`](Wal::append): the error holds the batch it is about, those before it are
+    /// appended, those behind it are left in `batches`. [`AppendError::Full`] comes only if none
+    /// could be appended.
     pub fn append_all(&self, batches: &mut VecDeque<Batch>) -> Result<Ticket<F>, AppendError> {
         let mut last = None;
         while let Some(batch) = batches.pop_front() {
@@ -415,10 +415,12 @@ impl<F: Fs> Wal<F> {
                 Err(error) => return Err(error),
             }
         }
-        match last {
-            Some(queued) => Ok(self.ticket(queued)),
-            None => Err(AppendError::Full(Batch::new())),
-        }
+        let queued = last.unwrap_or_else(|| {
+            let commit = &lock(&self.log.state).commit;
+            let end = commit.appended();
+            Queued { range: end..end, sequence: commit.sequence_appended() }
+        });
+        Ok(self.ticket(queued))
     }
 
     /// Makes everything that is queued now durable, in groups of at most 1 MiB, together with

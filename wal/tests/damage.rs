@@ -411,3 +411,47 @@ fn openings_without_appends_do_not_pile_up_files() {
     assert_eq!(check_nothing_is_silent(&wal, "reopened"), 0);
     assert_eq!(wal.status().incarnation.get(), 22);
 }
+
+#[test]
+fn a_damaged_segment_is_kept_in_quarantine_and_its_file_is_not_used_again() {
+    let disk = closed_log();
+    let name = segments(&disk)[0].clone();
+    let mut bytes = disk.read_file(&name).unwrap();
+    bytes[9000] ^= 1;
+    disk.write_file(&name, &bytes);
+    let (wal, _) = open(&disk).unwrap();
+    assert!(check_nothing_is_silent(&wal, "flipped") > 0);
+    let kept = format!("quarantine/{name}");
+    assert_eq!(disk.read_file(&kept).unwrap(), bytes);
+    wal.ack(Position::ZERO..Position::new(RECORDS));
+    wal.checkpoint(Duration::ZERO).unwrap();
+    assert!(!disk.file_names().contains(&name), "reclaimed");
+    assert_eq!(disk.read_file(&kept).unwrap(), bytes, "its copy stays");
+    // And it counts, until somebody takes it away.
+    let with_copy = wal.status().allocated_bytes;
+    drop(wal);
+    disk.remove_file(&kept);
+    let (wal, _) = open(&disk).unwrap();
+    assert!(wal.status().allocated_bytes < with_copy);
+}
+
+#[test]
+fn free_space_below_the_floor_is_pressure_that_ends_by_itself() {
+    let disk = SimDisk::new(5);
+    let floor = WalConfig { min_free_bytes: 1 << 20, ..config() };
+    let (wal, _) =
+        Wal::open(disk.clone(), floor, Box::new(Count::default()), Duration::ZERO).unwrap();
+    append(&wal, 0..PER_BATCH);
+    disk.set_capacity(Some(disk.used_bytes() + (1 << 20) - 1));
+    wal.checkpoint(Duration::ZERO).unwrap();
+    assert!(wal.status().out_of_space);
+    let mut batch = Batch::new();
+    batch.push(&[7; 1000]).unwrap();
+    let Err(wal::AppendError::Full(batch)) = wal.append(batch) else {
+        panic!("taken below the floor");
+    };
+    disk.set_capacity(None);
+    wal.checkpoint(Duration::ZERO).unwrap();
+    assert!(!wal.status().out_of_space);
+    wal.append(batch).unwrap().wait().unwrap();
+}

@@ -137,6 +137,53 @@ fn a_committer_leads_for_callers_that_do_not_wait() {
 }
 
 #[test]
+fn several_batches_at_once_have_one_ticket_and_their_order() {
+    let dir = tempfile::tempdir().unwrap();
+    let wal = open(dir.path());
+    let mut batches: std::collections::VecDeque<Batch> = (0..5)
+        .map(|n| {
+            let mut batch = Batch::new();
+            batch.push(&record(0, n)).unwrap();
+            batch
+        })
+        .collect();
+    let ticket = wal.append_all(&mut batches).unwrap();
+    assert!(batches.is_empty());
+    assert_eq!(ticket.range(), Position::new(4)..Position::new(5));
+    assert_eq!(ticket.wait().unwrap().through(), Position::new(5));
+    assert!(wal.append_all(&mut batches).unwrap().wait().is_ok(), "nothing is durable at once");
+    let mut chunk = Chunk::new();
+    assert_eq!(
+        wal.reader(Position::ZERO).next(&mut chunk, usize::MAX).unwrap(),
+        ReadOutcome::Records
+    );
+    assert!(chunk.iter().map(|(_, bytes)| parse(bytes).1).eq(0..5));
+}
+
+#[test]
+fn a_buffered_log_syncs_at_most_once_per_interval_and_loses_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let interval = Duration::from_millis(200);
+    let policy = wal::SyncPolicy::Interval(interval);
+    let fs = DiskFs::open(dir.path()).unwrap().buffered();
+    let config = WalConfig { sync_policy: policy, ..config() };
+    let (wal, _) = Wal::open(fs, config, Box::new(NoCarry), Duration::ZERO).unwrap();
+    let committer = Committer::spawn(wal.clone()).unwrap();
+    let begun = Instant::now();
+    for n in 0..50 {
+        let mut batch = Batch::new();
+        batch.push(&record(0, n)).unwrap();
+        drop(wal.append(batch).unwrap());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    committer.stop();
+    let intervals = begun.elapsed().as_millis() / interval.as_millis();
+    let groups = u128::from(wal.status().groups);
+    assert!(groups <= intervals + 2, "{groups} groups in {intervals} intervals");
+    assert_eq!(wal.status().durable, Position::new(50));
+}
+
+#[test]
 fn what_is_queued_when_the_committer_stops_is_committed() {
     let dir = tempfile::tempdir().unwrap();
     let wal = open(dir.path());

@@ -134,29 +134,27 @@ impl Writer for Pipelining<'_> {
     }
 }
 
-/// Appends all records and returns the ticket of the last frame: tickets resolve in order.
+/// Appends all records and returns the ticket of the last frame: tickets resolve in order. Tries
+/// again while the log is full: the next reclaiming makes room.
 fn append(wal: &Wal, records: &[Record]) -> Ticket<DiskFs> {
-    let mut last = None;
-    for records in records.chunks(FRAME_RECORDS_MAX) {
-        let mut batch = Batch::with_capacity(records.len() * (RECORD_BYTES + 4));
-        for record in records {
-            batch.push(record).unwrap();
-        }
-        last = Some(append_frame(wal, batch));
-    }
-    last.unwrap()
-}
-
-/// Tries again while the log is full: the next reclaiming makes room.
-fn append_frame(wal: &Wal, mut batch: Batch) -> Ticket<DiskFs> {
+    let mut batches: VecDeque<Batch> = records.chunks(FRAME_RECORDS_MAX).map(frame).collect();
     loop {
-        match wal.append(batch) {
-            Ok(ticket) => return ticket,
+        match wal.append_all(&mut batches) {
+            Ok(ticket) if batches.is_empty() => return ticket,
+            Ok(_) => {}
             Err(AppendError::Full(refused)) => {
-                batch = refused;
+                batches.push_front(refused);
                 std::thread::sleep(Duration::from_micros(200));
             }
             Err(error) => panic!("cannot append: {error}"),
         }
     }
+}
+
+fn frame(records: &[Record]) -> Batch {
+    let mut batch = Batch::with_capacity(records.len() * (RECORD_BYTES + 4));
+    for record in records {
+        batch.push(record).unwrap();
+    }
+    batch
 }
