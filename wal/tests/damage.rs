@@ -314,6 +314,33 @@ fn swapped_files_are_noticed() {
 }
 
 #[test]
+fn a_rotten_file_under_another_segments_name_hides_nothing() {
+    let sound = closed_log();
+    let names = segments(&sound);
+    // A later segment's content under the oldest name, an older one's under a later name.
+    for (name, content) in [(0, names.len() - 2), (names.len() - 2, 0)] {
+        let disk = sound.fork();
+        let mut bytes = sound.read_file(&names[content]).unwrap();
+        bytes[..4096 + 64].fill(0xa5);
+        disk.write_file(&names[name], &bytes);
+        disk.remove_file(CURSOR_NAME);
+        let (wal, report) = open(&disk).unwrap();
+        assert_eq!(report.removed_files[0], names[name]);
+        let first = wal.delivered().get();
+        let whole: Vec<u64> = (0..RECORDS).filter(|n| *n >= first).collect();
+        let (records, gaps) = read_all(&wal);
+        let lost = |n: &u64| gaps.iter().any(|(gap, _)| gap.contains(n));
+        assert!(whole.iter().all(|n| records.contains_key(n) || lost(n)), "{gaps:?}");
+        assert!(first < RECORDS / 2, "only what the oldest segment held is taken for delivered");
+        let kept = format!("quarantine/{}", names[name]);
+        assert!(disk.file_names().contains(&kept), "{:?}", disk.file_names());
+        drop(wal);
+        let (wal, _) = open(&disk).unwrap();
+        assert_eq!(read_all(&wal), (records, gaps), "the second opening differs");
+    }
+}
+
+#[test]
 fn an_unreadable_newest_segment_does_not_lend_its_incarnation() {
     let disk = closed_log();
     drop(open(&disk).unwrap());

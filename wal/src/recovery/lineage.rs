@@ -9,7 +9,7 @@ use crate::format::{Malformed, SEGMENT_HEADER_BYTES, segment_name};
 use crate::fs::{Access, Fs};
 use crate::position::Position;
 use crate::segment::SegmentInfo;
-use crate::survey::Survey;
+use crate::survey::{Head, Survey};
 use crate::walk::{Step, Walk};
 
 /// What the survey's segments mean, taken together.
@@ -55,7 +55,9 @@ pub(crate) fn lineage<F: Fs>(
     delivered: Position,
 ) -> Result<Lineage, WalError> {
     let mut lineage = Lineage { kept: Vec::new(), superseded: Vec::new(), gaps: Vec::new() };
-    let mut heads = survey.heads.iter().rev();
+    let (fitting, strays) = without_strays(&survey.heads);
+    lineage.superseded.extend(strays);
+    let mut heads = fitting.into_iter();
     let Some(mut successor) = heads.next() else {
         return Ok(lineage);
     };
@@ -120,6 +122,22 @@ pub(crate) fn lineage<F: Fs>(
         lineage.gaps.retain(|gap| gap.range.end > oldest);
     }
     Ok(lineage)
+}
+
+/// The heads, newest first, and the files that do not belong where their names put them: one whose
+/// header and link are both rotten may be any other segment under this name, and its positions must
+/// lie between those of its neighbours. Taken in, it would hide what they hold.
+fn without_strays(heads: &[Head]) -> (Vec<&Head>, Vec<String>) {
+    let says_who = |head: &&Head| head.header.is_some() || head.linked.is_some();
+    let (mut fitting, mut strays) = (Vec::<&Head>::with_capacity(heads.len()), Vec::new());
+    for (at, head) in heads.iter().enumerate().rev() {
+        let mut older = heads.iter().take(at);
+        let fits = says_who(&head)
+            || (older.rfind(says_who).is_none_or(|older| older.info.base <= head.info.base)
+                && fitting.last().is_none_or(|newer| head.info.base <= newer.info.base));
+        if fits { fitting.push(head) } else { strays.push(segment_name(head.info.number)) }
+    }
+    (fitting, strays)
 }
 
 /// The end of a segment whose successor cannot tell. Damage is crossed as far as a frame behind it
