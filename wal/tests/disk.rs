@@ -2,13 +2,14 @@
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
 use std::collections::BTreeSet;
+use std::ops::ControlFlow;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use wal::{
-    AppendError, Batch, Chunk, Committer, DiskFs, NoCarry, Position, ReadOutcome, Wal, WalConfig,
-    WalError,
+    AppendError, Batch, Chunk, Committer, DiskFs, FrameKind, NoCarry, Position, ReadOutcome,
+    Scanned, Wal, WalConfig, WalError, scan,
 };
 
 const THREADS: u64 = 8;
@@ -128,10 +129,22 @@ fn a_committer_leads_for_callers_that_do_not_wait() {
         wal.wait_durable(Position::new(199), Duration::from_millis(10));
     }
     // An idle log proves its last batch by a mark, once.
-    let size = || wal.status().allocated_bytes;
-    let before = size();
-    std::thread::sleep(Duration::from_millis(2500));
-    assert_eq!(size(), before + 4096);
+    let fs = DiskFs::open(dir.path()).unwrap();
+    let marks = || {
+        let mut marks = 0;
+        let count = |found: Scanned<'_>| {
+            marks += usize::from(matches!(found, Scanned::Frame { kind: FrameKind::Mark, .. }));
+            ControlFlow::Continue(())
+        };
+        scan(&fs, count).unwrap();
+        marks
+    };
+    while marks() == 0 {
+        assert!(Instant::now() < deadline, "no mark");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    std::thread::sleep(Duration::from_millis(1500));
+    assert_eq!(marks(), 1);
     committer.stop();
     assert!(wal.status().groups < 200);
 }
