@@ -79,7 +79,7 @@ impl Image {
     }
 
     /// Gives the first part of it its memory, holes included: the file system's own bookkeeping
-    /// must not fail, because ext4 may then forget what it has synced.
+    /// must not fail, because then it stops as a whole, before any write of the log's fails.
     pub fn back(&self, mib: u64) {
         use std::os::unix::fs::FileExt;
         let file = std::fs::File::options().read(true).write(true).open(&self.0).unwrap();
@@ -88,6 +88,16 @@ impl Image {
             file.read_exact_at(&mut bytes, at).unwrap();
             file.write_all_at(&bytes, at).unwrap();
         }
+    }
+
+    /// Lets the mounted device pass on one page at a time: the loop driver calls a longer write
+    /// whole of which only the beginning had room, and no file system above it can know.
+    pub fn one_page_at_a_time(&self) {
+        let listed =
+            Command::new("losetup").args(["-n", "-O", "NAME", "-j", text(&self.0)]).output();
+        let device = String::from_utf8(listed.unwrap().stdout).unwrap();
+        let name = device.trim().trim_start_matches("/dev/");
+        std::fs::write(format!("/sys/block/{name}/queue/max_sectors_kb"), "4").unwrap();
     }
 
     /// A copy of what is in it now; `None` if somebody is still writing.
