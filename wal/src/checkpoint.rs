@@ -171,7 +171,7 @@ impl<F: Fs> Wal<F> {
         }
         let keep = !oldest.damaged
             && oldest.bytes == self.log.config.segment_bytes
-            && self.log.fs.overwrites_in_place()
+            && self.log.overwrites_in_place
             && !state.below_floor
             && !state.closed
             && state.stock.spares.len() + new_spares < SPARES_MAX;

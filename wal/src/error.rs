@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::batch::Batch;
 use crate::config::ConfigError;
+use crate::format::FORMAT_VERSION;
 use crate::position::{LogId, SegmentNumber};
 
 /// A failure of the log.
@@ -84,6 +85,11 @@ fn join(errors: &[ConfigError]) -> String {
 }
 
 impl WalError {
+    /// What a newer program wrote is refused.
+    pub(crate) fn newer(path: String, found: u32) -> Self {
+        Self::NewerVersion { path, found, known: FORMAT_VERSION }
+    }
+
     pub(crate) fn io(op: &'static str, path: String, source: io::Error) -> Self {
         if is_no_space(&source) {
             Self::NoSpace { op, path }

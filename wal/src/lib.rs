@@ -62,6 +62,7 @@ mod reader;
 mod recent;
 mod recovery;
 mod relocate;
+mod remains;
 mod salvage;
 mod scan;
 mod segment;

@@ -58,6 +58,8 @@ impl<F: Fs> Clone for Wal<F> {
 pub(crate) struct Log<F: Fs> {
     pub fs: F,
     pub config: WalConfig,
+    /// As the file system said when the log was opened.
+    pub overwrites_in_place: bool,
     pub log_id: LogId,
     pub incarnation: Incarnation,
     /// Ends with this incarnation.
@@ -175,6 +177,8 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 struct Queued {
     range: Range<Position>,
     sequence: Sequence,
+    /// A committer wants to hear of it.
+    wake: bool,
 }
 
 impl<F: Fs> Log<F> {
@@ -311,6 +315,7 @@ impl<F: Fs> Wal<F> {
         let recovered = acks.snapshot();
         acks.hold(recovered, now, config.hold_back);
         let log = Log {
+            overwrites_in_place: fs.overwrites_in_place(),
             fs,
             config,
             log_id: opened.log_id,
@@ -383,12 +388,12 @@ impl<F: Fs> Wal<F> {
         }
         state.commit.on(Event::Queued { bytes: frame_bytes, end });
         state.frames.push_back(frame);
-        Ok(Queued { range: first..end, sequence: state.commit.sequence_appended() })
+        let wake = std::mem::take(&mut state.dozing);
+        Ok(Queued { range: first..end, sequence: state.commit.sequence_appended(), wake })
     }
 
     fn ticket(&self, queued: Queued) -> Ticket<F> {
-        let wake = std::mem::take(&mut lock(&self.log.state).dozing);
-        if wake {
+        if queued.wake {
             self.log.work.notify_all();
         }
         Ticket::new(Arc::clone(&self.log), queued.range, queued.sequence)
@@ -404,21 +409,28 @@ impl<F: Fs> Wal<F> {
     /// appended, those behind it are left in `batches`. [`AppendError::Full`] comes only if none
     /// could be appended.
     pub fn append_all(&self, batches: &mut VecDeque<Batch>) -> Result<Ticket<F>, AppendError> {
-        let mut last = None;
+        let mut last: Option<Queued> = None;
         while let Some(batch) = batches.pop_front() {
             match self.queue(batch) {
-                Ok(queued) => last = Some(queued),
+                Ok(queued) => {
+                    let wake = queued.wake || last.is_some_and(|last| last.wake);
+                    last = Some(Queued { wake, ..queued });
+                }
                 Err(AppendError::Full(batch)) if last.is_some() => {
                     batches.push_front(batch);
                     break;
                 }
-                Err(error) => return Err(error),
+                Err(error) => {
+                    // Nobody waits for those before it: dropping their ticket says so.
+                    drop(last.map(|queued| self.ticket(queued)));
+                    return Err(error);
+                }
             }
         }
         let queued = last.unwrap_or_else(|| {
             let commit = &lock(&self.log.state).commit;
             let end = commit.appended();
-            Queued { range: end..end, sequence: commit.sequence_appended() }
+            Queued { range: end..end, sequence: commit.sequence_appended(), wake: false }
         });
         Ok(self.ticket(queued))
     }

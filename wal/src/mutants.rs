@@ -46,8 +46,8 @@ mutants! {
     NoDirectorySync,
     /// A reclaimed file is used again before the loss of its name is durable.
     ReuseBeforeDirectorySync,
-    /// A recycled file keeps its nonce.
-    KeepNonce,
+    /// All files have the same nonce, so that a recycled one keeps its own.
+    SameNonce,
     /// Frames of any nonce are accepted.
     AnyNonce,
     /// Bodies are not checked against their checksums.

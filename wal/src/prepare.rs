@@ -8,7 +8,6 @@
 use std::collections::VecDeque;
 
 use crate::error::WalError;
-use crate::format::segment::SegmentHeader;
 use crate::format::{SEGMENT_HEADER_BYTES, segment_name, spare_name};
 use crate::fs::{Access, Fs, FsFile, write_all_at};
 use crate::log::{Log, Wal, lock};
@@ -95,7 +94,7 @@ impl<F: Fs> Log<F> {
                     state.stock.preparing_bytes = spare.bytes;
                     Source::Spare(spare)
                 }
-                None if !self.fs.overwrites_in_place() => return Ok(Preparation::NotNeeded),
+                None if !self.overwrites_in_place => return Ok(Preparation::NotNeeded),
                 None if !self.has_room_for_file(&state, self.config.segment_bytes) => {
                     return Ok(Preparation::NoRoom);
                 }
@@ -186,10 +185,6 @@ impl<F: Fs> Log<F> {
         let path = || fs.path_of(&unfinished);
         let recycled = matches!(source, Source::Spare(_));
         let header = segment::new_header(fs, self.log_id, number, self.incarnation, recycled)?;
-        let header = match source {
-            Source::Spare(spare) if bug!(KeepNonce) => self.keep_nonce(spare, header),
-            _ => header,
-        };
         let (block, header_crc) = header.encode();
         let bytes = match source {
             Source::Spare(spare) => {
@@ -219,21 +214,8 @@ impl<F: Fs> Log<F> {
             }
         };
         segment::name_it(fs, number)?;
-        let written = source != Source::Bare && fs.overwrites_in_place();
+        let written = source != Source::Bare && self.overwrites_in_place;
         Ok(Prepared { number, header, header_crc, bytes, written })
-    }
-}
-
-impl<F: Fs> Log<F> {
-    /// One of the deliberate bugs.
-    fn keep_nonce(&self, spare: Spare, header: SegmentHeader) -> SegmentHeader {
-        let old = self
-            .fs
-            .open(&spare_name(spare.number), Access::Read)
-            .and_then(|file| segment::read_start(&file, SEGMENT_HEADER_BYTES))
-            .ok()
-            .and_then(|block| SegmentHeader::decode(&block).ok());
-        old.map_or(header, |(old, _)| SegmentHeader { nonce: old.nonce, ..header })
     }
 }
 

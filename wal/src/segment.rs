@@ -208,7 +208,7 @@ pub(crate) fn new_header<F: Fs>(
         log_id,
         number,
         incarnation,
-        nonce: u64::from_le_bytes(nonce),
+        nonce: if bug!(SameNonce) { 0 } else { u64::from_le_bytes(nonce) },
         created_ms: u64::try_from(fs.unix_time().as_millis()).unwrap_or(u64::MAX),
         recycled,
     })

@@ -6,16 +6,16 @@
 use std::io;
 
 use crate::error::WalError;
-use crate::format::frame::{FRAME_HEADER_BYTES, FRAME_MAGIC, FrameHeader, FrameKind};
+use crate::format::frame::{FRAME_HEADER_BYTES, FrameKind};
 use crate::format::link::{Link, SegmentEnd};
 use crate::format::segment::SegmentHeader;
 use crate::format::slot::Slot;
 use crate::format::{
-    BLOCK_BYTES, CURSOR_NAME, FORMAT_VERSION, Malformed, SEGMENT_HEADER_BYTES, parse_segment_name,
-    segment_name, to_usize,
+    BLOCK_BYTES, CURSOR_NAME, Malformed, SEGMENT_HEADER_BYTES, parse_segment_name, segment_name,
 };
 use crate::fs::{Access, Fs, FsFile};
 use crate::position::{LogId, Position, SegmentNumber};
+use crate::remains;
 use crate::segment::{SegmentInfo, read_start};
 use crate::walk::{Found, Step, Walk};
 
@@ -104,7 +104,7 @@ pub(crate) fn survey<F: Fs>(fs: &F) -> Result<Survey, WalError> {
             }
             Err(Headless::Unused) => survey.unused.push(number),
             Err(Headless::Malformed(Malformed::Newer(found))) => {
-                return Err(newer(fs, &name, found));
+                return Err(WalError::newer(fs.path_of(&name), found));
             }
             Err(Headless::Malformed(reason)) => {
                 survey.damage.push(Damage { segment: number, byte_at: 0, reason });
@@ -129,10 +129,6 @@ fn is_unfinished(name: &str) -> bool {
     let unfinished = name.strip_suffix(crate::format::UNFINISHED_SUFFIX);
     unfinished.is_some_and(|name| name == CURSOR_NAME || parse_segment_name(name).is_some())
         || name.starts_with(crate::format::SPARE_PREFIX)
-}
-
-fn newer<F: Fs>(fs: &F, name: &str, found: u32) -> WalError {
-    WalError::NewerVersion { path: fs.path_of(name), found, known: FORMAT_VERSION }
 }
 
 /// One directory, one log. The CURSOR says whose it is, or else the newest segment.
@@ -167,7 +163,7 @@ fn read_slots<F: Fs>(fs: &F) -> Result<Slots, WalError> {
     ];
     for slot in &slots {
         if let Err(Malformed::Newer(found)) = slot {
-            return Err(newer(fs, CURSOR_NAME, *found));
+            return Err(WalError::newer(fs.path_of(CURSOR_NAME), *found));
         }
     }
     Ok(slots)
@@ -200,7 +196,7 @@ fn read_head<File: FsFile>(file: File, number: SegmentNumber) -> io::Result<Head
     };
     let nonce = match &header {
         Some((header, _)) => Some(header.nonce),
-        None => first_nonce(&file, bytes)?,
+        None => remains::first_nonce(&file, bytes)?,
     };
     let Some(nonce) = nonce else {
         let reason = damage.first().map_or(Malformed::Short, |damage| damage.reason);
@@ -231,7 +227,7 @@ fn read_head<File: FsFile>(file: File, number: SegmentNumber) -> io::Result<Head
                 }
                 Ok(_) => return Ok(Err(Headless::Malformed(Malformed::Nonce))),
                 // The write of its first group was cut: it was never in use.
-                Err(_) if header.is_some() && !any_frame(&mut walk)? => {
+                Err(_) if header.is_some() && !walk.meets_a_frame()? => {
                     return Ok(Err(Headless::Unused));
                 }
                 Err(reason) => {
@@ -262,35 +258,6 @@ fn read_head<File: FsFile>(file: File, number: SegmentNumber) -> io::Result<Head
     };
     let log_id = header.as_ref().map(|(header, _)| header.log_id);
     Ok(Ok((Head { info, log_id, linked, header: header.map(|(header, _)| header) }, damage)))
-}
-
-fn any_frame<File: FsFile>(walk: &mut Walk<File>) -> io::Result<bool> {
-    loop {
-        match walk.next()? {
-            Step::Frame(_) => return Ok(true),
-            Step::Damage { .. } => {}
-            Step::End => return Ok(false),
-        }
-    }
-}
-
-/// The nonce of the first frame with a whole header, wherever it is.
-fn first_nonce<File: FsFile>(file: &File, bytes: u64) -> io::Result<Option<u64>> {
-    const STEP: usize = 64 * 1024;
-    let mut buffer = vec![0; STEP + FRAME_HEADER_BYTES];
-    let mut at = SEGMENT_HEADER_BYTES;
-    while at < bytes {
-        let read = crate::fs::read_full_at(file, at, &mut buffer)?;
-        let window = buffer.get(..read).unwrap_or_default();
-        for start in (0..read.min(STEP)).step_by(8) {
-            let candidate = window.get(start..).unwrap_or_default();
-            if let Ok((header, _)) = FrameHeader::decode(candidate) {
-                return Ok(Some(header.nonce));
-            }
-        }
-        at += STEP as u64;
-    }
-    Ok(None)
 }
 
 /// A frame met on a full walk.
@@ -361,45 +328,7 @@ pub(crate) fn read_content<F: Fs>(
         }
     }
     let end = content.met.last().map_or(SEGMENT_HEADER_BYTES, |met| met.end.byte);
-    content.torn_bytes = torn_bytes(walk.file(), info, end, limit).map_err(failed)?;
+    content.torn_bytes =
+        remains::torn_bytes(walk.file(), info.nonce, info.recycled, end, limit).map_err(failed)?;
     Ok(content)
-}
-
-/// How far behind `end` somebody wrote something that did not become a frame. In a file that was
-/// filled with zeros, everything else; in a recycled one, where stale bytes look like torn ones,
-/// what has a frame header of this segment.
-fn torn_bytes<File: FsFile>(
-    file: &File,
-    info: &SegmentInfo,
-    end: u64,
-    limit: u64,
-) -> io::Result<u64> {
-    const STEP: usize = 256 * 1024;
-    let mut buffer = vec![0; STEP + FRAME_HEADER_BYTES];
-    let mut torn_to = end;
-    let mut at = end;
-    while at < limit {
-        let wanted = to_usize(limit - at).min(buffer.len());
-        let read = crate::fs::read_full_at(file, at, buffer.get_mut(..wanted).unwrap_or_default())?;
-        if read == 0 {
-            break;
-        }
-        let window = buffer.get(..read).unwrap_or_default();
-        if info.recycled {
-            for start in (0..read.min(STEP)).step_by(8) {
-                let candidate = window.get(start..).unwrap_or_default();
-                if candidate.starts_with(&FRAME_MAGIC)
-                    && let Ok((header, _)) = FrameHeader::decode(candidate)
-                    && header.nonce == info.nonce
-                {
-                    let frame_end = at + start as u64 + header.frame_bytes();
-                    torn_to = torn_to.max(frame_end.min(limit));
-                }
-            }
-        } else if let Some(last) = window.iter().rposition(|byte| *byte != 0) {
-            torn_to = at + last as u64 + 1;
-        }
-        at += STEP as u64;
-    }
-    Ok(torn_to - end)
 }

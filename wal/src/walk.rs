@@ -125,6 +125,17 @@ impl<File: FsFile> Walk<File> {
         }
     }
 
+    /// Goes on past damage until it meets a frame; false if there is none up to the limit.
+    pub fn meets_a_frame(&mut self) -> io::Result<bool> {
+        loop {
+            match self.next()? {
+                Step::Frame(_) => return Ok(true),
+                Step::Damage { .. } => {}
+                Step::End => return Ok(false),
+            }
+        }
+    }
+
     /// Annotation and body of a frame, each checked.
     pub fn bytes(&mut self, found: &Found) -> io::Result<FrameBytes<'_>> {
         let bytes = self.read(found.at, found.header.frame_bytes())?;

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use crate::error::WalError;
 use crate::format::slot::Slot;
-use crate::format::{BLOCK, BLOCK_BYTES, CURSOR_NAME, FORMAT_VERSION, Malformed};
+use crate::format::{BLOCK, BLOCK_BYTES, CURSOR_NAME, Malformed};
 use crate::fs::{Access, Fs};
 use crate::position::{Incarnation, LogId, Position, SegmentNumber};
 use crate::salvage::patient::Patient;
@@ -51,7 +51,9 @@ pub(super) fn read_cursor<F: Fs>(fs: &F) -> Result<Cursor, WalError> {
                     best = Some(slot);
                 }
             }
-            Err(Malformed::Newer(found)) => return Err(newer(fs, CURSOR_NAME, found)),
+            Err(Malformed::Newer(found)) => {
+                return Err(WalError::newer(fs.path_of(CURSOR_NAME), found));
+            }
             // Never written.
             Err(Malformed::Zeros) => {}
             Err(reason) => cursor.bad.push((place as u64 * BLOCK_BYTES, reason)),
@@ -99,9 +101,4 @@ pub(super) fn cursor_flaws(cursor: &Cursor, has_segments: bool) -> Vec<Flaw> {
         .map(|(byte_at, reason)| flaw(*byte_at, FlawReason::Bytes(*reason)))
         .chain(cursor.foreign.map(|other| flaw(0, FlawReason::OtherLog(other))))
         .collect()
-}
-
-/// The refusal of what a newer program wrote.
-pub(super) fn newer<F: Fs>(fs: &F, name: &str, found: u32) -> WalError {
-    WalError::NewerVersion { path: fs.path_of(name), found, known: FORMAT_VERSION }
 }

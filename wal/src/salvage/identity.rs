@@ -3,14 +3,14 @@
 use std::io;
 
 use crate::error::WalError;
-use crate::format::frame::{FRAME_HEADER_BYTES, FRAME_MAGIC, FrameHeader, FrameKind};
+use crate::format::frame::FrameKind;
 use crate::format::link::Link;
 use crate::format::segment::SegmentHeader;
 use crate::format::{Malformed, SEGMENT_HEADER_BYTES};
-use crate::fs::{Access, Fs, FsFile, read_full_at};
+use crate::fs::{Access, Fs, FsFile};
 use crate::position::{LogId, Position, SegmentNumber};
+use crate::remains;
 use crate::salvage::FlawReason;
-use crate::salvage::cursor::newer;
 use crate::salvage::inventory::SegmentEntry;
 use crate::salvage::patient::Patient;
 use crate::segment::read_start;
@@ -49,7 +49,7 @@ pub(super) fn identify<F: Fs>(
     let mut flaws = Vec::new();
     let header = match SegmentHeader::decode(&start) {
         Ok(header) => Some(header),
-        Err(Malformed::Newer(found)) => return Err(newer(fs, name, found)),
+        Err(Malformed::Newer(found)) => return Err(WalError::newer(fs.path_of(name), found)),
         Err(reason) => {
             let unreadable = file.unreadable(0, SEGMENT_HEADER_BYTES);
             let bytes = FlawReason::Bytes(reason);
@@ -59,7 +59,7 @@ pub(super) fn identify<F: Fs>(
     };
     let nonce = match &header {
         Some((header, _)) => header.nonce,
-        None => match first_nonce(&file, bytes).map_err(failed)? {
+        None => match remains::first_nonce(&file, bytes).map_err(failed)? {
             Some(nonce) => nonce,
             None => {
                 let reason = SegmentHeader::decode(&start).err().unwrap_or(Malformed::Zeros);
@@ -86,7 +86,7 @@ pub(super) fn identify<F: Fs>(
                     break;
                 }
                 // With nothing else behind it, its write was cut: it was never in use.
-                if header.is_some() && !any_frame(&mut walk).map_err(failed)? {
+                if header.is_some() && !walk.meets_a_frame().map_err(failed)? {
                     first = None;
                 }
                 break;
@@ -127,36 +127,4 @@ pub(super) fn identify<F: Fs>(
     };
     let log_id = header.map(|header| header.log_id);
     Ok(Some(Identity::Segment(Box::new(Identified { entry, log_id, link, flaws }))))
-}
-
-fn any_frame<File: FsFile>(walk: &mut Walk<File>) -> io::Result<bool> {
-    loop {
-        match walk.next()? {
-            Step::Frame(_) => return Ok(true),
-            Step::Damage { .. } => {}
-            Step::End => return Ok(false),
-        }
-    }
-}
-
-/// The nonce of the first whole frame header, for files whose own header is rotten. Live frames
-/// stand before stale ones.
-fn first_nonce<File: FsFile>(file: &File, bytes: u64) -> io::Result<Option<u64>> {
-    const STEP: usize = 64 * 1024;
-    let mut buffer = vec![0; STEP + FRAME_HEADER_BYTES];
-    let mut at = SEGMENT_HEADER_BYTES;
-    while at < bytes {
-        let read = read_full_at(file, at, &mut buffer)?;
-        let window = buffer.get(..read).unwrap_or_default();
-        for start in (0..read.min(STEP)).step_by(8) {
-            let candidate = window.get(start..).unwrap_or_default();
-            if candidate.starts_with(&FRAME_MAGIC)
-                && let Ok((header, _)) = FrameHeader::decode(candidate)
-            {
-                return Ok(Some(header.nonce));
-            }
-        }
-        at += STEP as u64;
-    }
-    Ok(None)
 }

@@ -1,10 +1,11 @@
 //! How the newest segment ends.
 
 use crate::error::WalError;
-use crate::format::frame::{FRAME_HEADER_BYTES, FRAME_MAGIC, FrameHeader, FrameKind};
-use crate::format::{SEGMENT_HEADER_BYTES, to_usize};
-use crate::fs::{Access, Fs, FsFile, read_full_at};
+use crate::format::SEGMENT_HEADER_BYTES;
+use crate::format::frame::FrameKind;
+use crate::fs::{Access, Fs};
 use crate::position::Position;
+use crate::remains;
 use crate::salvage::inventory::SegmentEntry;
 use crate::salvage::patient::Patient;
 use crate::walk::{Step, Walk};
@@ -60,41 +61,9 @@ pub(super) fn read_tail<F: Fs>(fs: &F, newest: &SegmentEntry) -> Result<Tail, Wa
             Step::End => break,
         }
     }
-    tail.torn_bytes = torn_bytes(walk.file(), newest, end_byte).map_err(failed)?;
+    tail.torn_bytes =
+        remains::torn_bytes(walk.file(), newest.nonce, newest.recycled, end_byte, newest.bytes)
+            .map_err(failed)?;
     tail.clean &= tail.torn_bytes == 0;
     Ok(tail)
-}
-
-/// How far behind `end` somebody wrote something that did not become a frame: everything but zeros;
-/// in a file that was used before, where stale bytes look like torn ones, frame headers of this
-/// segment.
-fn torn_bytes<File: FsFile>(file: &File, newest: &SegmentEntry, end: u64) -> std::io::Result<u64> {
-    const STEP: usize = 256 * 1024;
-    let mut buffer = vec![0; STEP + FRAME_HEADER_BYTES];
-    let mut torn_to = end;
-    let mut at = end;
-    while at < newest.bytes {
-        let wanted = to_usize(newest.bytes - at).min(buffer.len());
-        let read = read_full_at(file, at, buffer.get_mut(..wanted).unwrap_or_default())?;
-        if read == 0 {
-            break;
-        }
-        let window = buffer.get(..read).unwrap_or_default();
-        if newest.recycled {
-            for start in (0..read.min(STEP)).step_by(8) {
-                let candidate = window.get(start..).unwrap_or_default();
-                if candidate.starts_with(&FRAME_MAGIC)
-                    && let Ok((header, _)) = FrameHeader::decode(candidate)
-                    && header.nonce == newest.nonce
-                {
-                    let frame_end = at + start as u64 + header.frame_bytes();
-                    torn_to = torn_to.max(frame_end.min(newest.bytes));
-                }
-            }
-        } else if let Some(last) = window.iter().rposition(|byte| *byte != 0) {
-            torn_to = at + last as u64 + 1;
-        }
-        at += STEP as u64;
-    }
-    Ok(torn_to - end)
 }
