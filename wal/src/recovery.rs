@@ -199,7 +199,8 @@ pub(crate) fn open<F: Fs>(fs: &F, carry: &mut dyn Carry) -> Result<Opened<F>, Wa
                 .and_then(|head| head.linked.as_ref())
                 .map_or(Position::ZERO, |linked| linked.durable);
             let content = read_content(fs, newest, newest.bytes)?;
-            read_tail(newest, content, proof.max(durable), &mut report)
+            let followed = known.is_some_and(|slot| slot.segment > newest.number);
+            read_tail(newest, content, proof.max(durable), followed, &mut report)
         }
         None => nothing_left(proof, delivered, &survey, &mut report),
     };

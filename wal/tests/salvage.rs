@@ -15,10 +15,10 @@ use std::time::Duration;
 
 use wal::sim::{CrashLevel, SimDisk};
 use wal::{
-    CURSOR_NAME, Flaw, FlawReason, FrameKind, Loss, Malformed, Position, Scanned, SegmentNumber,
-    WalError, inventory, salvage, scan, segment_name,
+    CURSOR_NAME, Flaw, FlawReason, FrameKind, Loss, Malformed, NoCarry, Position, Scanned,
+    SegmentNumber, Wal, WalConfig, WalError, inventory, salvage, scan, segment_name,
 };
-use walked::{PER_BATCH, append, open, record, segments, walk};
+use walked::{PER_BATCH, append, batch, open, record, segments, walk};
 
 const RECORDS: u64 = 26 * PER_BATCH;
 
@@ -322,6 +322,44 @@ fn the_copy_that_recovery_made_is_made_up_for_by_the_original() {
     assert_eq!(outcome.records.len() as u64, RECORDS);
     assert_eq!(outcome.missing, []);
     assert_eq!(outcome.acknowledged_flaws().len(), 1);
+}
+
+#[test]
+fn what_a_crash_left_behind_a_hole_does_not_stand_for_what_came_after_it() {
+    let disk = SimDisk::new(8);
+    let open = |disk: &SimDisk| {
+        let config = WalConfig { segment_bytes: 64 * 1024, ..walked::config() };
+        Wal::open(disk.clone(), config, Box::new(NoCarry), Duration::ZERO).unwrap()
+    };
+    let (wal, _) = open(&disk);
+    wal.prepare().unwrap();
+    append(&wal, 0..2 * PER_BATCH);
+    let first = 2 * PER_BATCH;
+    // Of two groups in flight, only the second reaches the disk.
+    drop(wal.append(batch(first..first + PER_BATCH)).unwrap());
+    let _lost = wal.begin_group().unwrap().unwrap();
+    drop(wal.append(batch(first + PER_BATCH..first + 2 * PER_BATCH)).unwrap());
+    let mut left = wal.begin_group().unwrap().unwrap();
+    left.write();
+    left.sync();
+    let disk = disk.crash(CrashLevel::PowerCut);
+    let before = segments(&disk);
+    // Their positions are given out again, and then that segment is lost.
+    let (wal, _) = open(&disk);
+    append(&wal, first..first + 3 * PER_BATCH);
+    wal.close(Duration::ZERO).unwrap();
+    drop(wal);
+    for name in segments(&disk).iter().filter(|name| !before.contains(name)) {
+        disk.remove_file(name);
+    }
+    let acknowledged: BTreeSet<u64> = (first..first + 3 * PER_BATCH).collect();
+    let outcome = walk(&disk, "behind a hole");
+    assert_eq!(outcome.lost(Loss::Acknowledged), acknowledged);
+    assert!(!outcome.acknowledged_flaws().is_empty());
+    let gaps = open(&disk).1.gaps;
+    let lost: BTreeSet<u64> =
+        gaps.iter().flat_map(|gap| gap.range.start.get()..gap.range.end.get()).collect();
+    assert_eq!(lost, acknowledged, "{gaps:?}");
 }
 
 #[test]

@@ -28,18 +28,19 @@ pub(crate) struct Tail {
     pub torn_bytes: u64,
 }
 
-/// Rows B, C, D, E and F.
+/// Rows B, C, D, E and F. `followed`: there was a later segment, which is lost. What lies behind a
+/// hole here may then be what a crash left of groups that were never acknowledged, and its positions
+/// were given out again; only what the segment itself proves counts.
 pub(crate) fn read_tail(
     newest: &SegmentInfo,
     content: Content,
     outside_proof: Position,
+    followed: bool,
     report: &mut RecoveryReport,
 ) -> Tail {
-    let proven = content
-        .met
-        .iter()
-        .map(|met| met.frame.header.durable)
-        .fold(outside_proof.max(newest.base), Position::max);
+    let watermarks = content.met.iter().map(|met| met.frame.header.durable);
+    let proven_inside = watermarks.fold(newest.base, Position::max);
+    let proven = proven_inside.max(outside_proof);
     let proven = if bug!(DamageIsTornTail) { Position::ZERO } else { proven };
     let mut end = SegmentEnd {
         position: newest.base,
@@ -59,6 +60,11 @@ pub(crate) fn read_tail(
     for met in content.met {
         let header = met.frame.header;
         let data = header.kind == FrameKind::Data;
+        let whole = met.body.and(met.annotation.as_ref().map(|_| ()).map_err(|reason| *reason));
+        let hole = damaged || met.after_damage || (whole.is_err() && data);
+        if followed && hole && header.end() > proven_inside {
+            break;
+        }
         if met.after_damage {
             if position >= proven {
                 torn = true;
@@ -67,7 +73,6 @@ pub(crate) fn read_tail(
             damaged = true;
             lost(position..header.first, RecoveryRow::Damaged);
         }
-        let whole = met.body.and(met.annotation.as_ref().map(|_| ()).map_err(|reason| *reason));
         if let (Err(reason), true) = (whole, data) {
             if header.first >= proven {
                 torn = true;

@@ -77,6 +77,11 @@ impl Inventory {
             (None, _) => self.delivered,
         }
     }
+
+    /// The CURSOR knows of a segment later than any that is there.
+    pub(super) fn lost_newest(&self) -> bool {
+        self.segments.last().is_some_and(|newest| newest.number < self.cursor.segment)
+    }
 }
 
 /// Looks at the directory.

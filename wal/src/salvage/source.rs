@@ -22,6 +22,9 @@ pub(super) struct Plan {
     end: Option<Position>,
     /// Where the next segment that counts begins.
     pub replaced_from: Option<Position>,
+    /// What the segment itself proves, if there was a later one that is lost: behind a hole, only
+    /// that counts. The rest was never confirmed, and its positions were given out again.
+    proven_inside: Option<Position>,
 }
 
 impl Plan {
@@ -32,6 +35,8 @@ impl Plan {
             limit: end.map(|end| end.byte),
             end: end.map(|end| end.position),
             replaced_from: inventory.segments.get(index + 1).map(|later| later.base),
+            proven_inside: (index + 1 == inventory.segments.len() && inventory.lost_newest())
+                .then_some(inventory.tail.proven),
         }
     }
 
@@ -180,6 +185,11 @@ impl<File: crate::fs::FsFile> Source<File> {
                             return Ok(());
                         }
                         self.beyond = true;
+                    }
+                    if self.plan.proven_inside.is_some_and(|proven| header.end() > proven)
+                        && !self.spots.is_empty()
+                    {
+                        return Ok(());
                     }
                     if std::mem::take(&mut self.astray)
                         && let Some(spot) = self.spots.last_mut()

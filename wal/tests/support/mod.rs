@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use wal::sim::{CrashLevel, Injected, SimDisk};
 use wal::{
-    AppendError, Attestation, Batch, Carry, Chunk, Compression, GapReason, Incarnation, Mutant,
-    Position, ReadOutcome, Reader, RecoveryReport, Ticket, Wal, WalConfig, WalError,
+    AppendError, Attestation, Batch, CURSOR_NAME, Carry, Chunk, Compression, GapReason,
+    Incarnation, Mutant, Position, ReadOutcome, Reader, RecoveryReport, Ticket, Wal, WalConfig,
+    WalError,
 };
 
 /// SplitMix64: the same sequence everywhere.
@@ -281,7 +282,7 @@ pub struct Run {
     pub config: WalConfig,
     pub now: Duration,
     pub tally: Tally,
-    /// What was acked, and when, by checkpoints that succeeded: for the hold-back.
+    /// What was acked when a checkpoint noted it: for the hold-back.
     pub held: Vec<(Duration, u64)>,
     /// There is no space until the next crash.
     pub disk_stays_full: bool,
@@ -473,10 +474,14 @@ impl Run {
                 let before = self.model.acked.clone();
                 self.model.attempted = self.model.attempted.max(self.model.delivered());
                 let outcome = life.wal.checkpoint(self.now);
+                // One that only could not remove a file has noted the acks all the same.
+                let of_cursor = |error: &WalError| error.to_string().contains(CURSOR_NAME);
+                if !outcome.as_ref().is_err_and(of_cursor) {
+                    self.held.push((self.now, self.model.delivered()));
+                }
                 if outcome.is_ok() {
                     self.model.checkpointed = before;
                     self.model.withdrawn.clear();
-                    self.held.push((self.now, self.model.delivered()));
                 } else {
                     self.model.forget_checkpoints();
                 }
