@@ -3,10 +3,10 @@
 # rustup's own place, for shells that have not read its environment yet.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 CARGO ?= cargo
-# Absolute, because that benchmark is built in its own workspace.
-BENCH_WAL_TARGET = $(abspath $(or $(CARGO_TARGET_DIR),target))
+# Absolute, because some are built in workspaces of their own.
+OWN_TARGET = $(abspath $(or $(CARGO_TARGET_DIR),target))
 
-.PHONY: help demo test check test-fast test-services services bench-e2e bench-wal bench-decode fuzz deny fmt
+.PHONY: help demo test check test-fast test-services services bench-e2e bench-wal bench-decode fuzz loom miri deny fmt
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -51,6 +51,14 @@ fuzz: ## Fuzz the log: FUZZ_SECONDS (60) per target, two at a time.
 		printf '%s\n' wal_frame wal_segment wal_cursor wal_directory | \
 		xargs -P 2 -I TARGET ./run.sh TARGET $(or $(FUZZ_SECONDS),60)
 
+loom: ## Hand-overs between the log's threads, in every order a model checker finds within its bounds.
+	RUSTFLAGS="--cfg loom" $(CARGO) test --locked --release -p wal --test hand_over --target-dir $(OWN_TARGET)/loom \
+		-- --nocapture --test-threads=1
+
+miri: ## The log's unit tests in Rust's interpreter, for minutes; needs a nightly toolchain with miri.
+	MIRIFLAGS=-Zmiri-disable-isolation $(CARGO) +nightly miri test --locked -p wal --lib \
+		--target-dir $(OWN_TARGET)/miri -- --skip acks_in_any_order --skip a_long_hold_back
+
 services: ## Start Kafka and Cassandra for people; Ctrl-C stops both.
 	@scripts/setup test
 	@$(CARGO) run --locked --quiet -p harness --bin services
@@ -61,8 +69,8 @@ bench-e2e: ## Kafka to log to Cassandra, beside bare clients, in one run.
 
 bench-wal: ## The log beside raft-engine, okaywal, RocksDB, fjall, sled and a bare file, in one run.
 	@scripts/setup build
-	cd wal/benches/engines && $(CARGO) build --release --locked --target-dir $(BENCH_WAL_TARGET)
-	CARGO_TARGET_DIR=$(BENCH_WAL_TARGET) $(BENCH_WAL_TARGET)/release/bench-wal
+	cd wal/benches/engines && $(CARGO) build --release --locked --target-dir $(OWN_TARGET)
+	CARGO_TARGET_DIR=$(OWN_TARGET) $(OWN_TARGET)/release/bench-wal
 
 bench-decode: ## Messages decoded per second.
 	$(CARGO) bench --locked --bench decode

@@ -38,8 +38,10 @@ impl BlockBuffer {
         if self.huge.as_ref().is_none_or(|huge| huge.len() != wanted) {
             self.huge = None;
             let huge = MmapMut::map_anon(wanted).unwrap_or_else(|_| out_of_memory());
-            // Only faster: without huge pages it works as well.
-            huge.advise(Advice::HugePage).ok();
+            // Only faster: without huge pages it works as well. Miri has no such call.
+            if !cfg!(miri) {
+                huge.advise(Advice::HugePage).ok();
+            }
             self.huge = Some(huge);
         }
     }

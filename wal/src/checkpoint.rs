@@ -10,10 +10,11 @@ use crate::error::WalError;
 use crate::format::slot::{RANGES_MAX, Slot};
 use crate::format::{BLOCK_BYTES, CURSOR_NAME, segment_name, spare_name};
 use crate::fs::{Fs, FsFile, write_all_at};
-use crate::log::{Wal, lock};
+use crate::log::Wal;
 use crate::position::{Position, SegmentNumber};
 use crate::prepare::Spare;
 use crate::segment::{Fault, SegmentInfo};
+use crate::sync::lock;
 
 /// Reclaimed files kept for use again: enough for the segments of one checkpoint interval at full
 /// speed.

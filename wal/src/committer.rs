@@ -5,18 +5,18 @@
 //! and they put a mark behind the last group once the log has been idle for a second.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::commit::GROUP_BYTES_MAX;
 use crate::config::SyncPolicy;
 use crate::error::WalError;
 use crate::fs::Fs;
-use crate::log::{Log, Wal, lock};
+use crate::log::{Log, Wal};
 use crate::prepare::Preparation;
 use crate::segment::IN_FLIGHT_MAX;
+use crate::sync::{AtomicBool, Builder, JoinHandle, lock};
 
 const IDLE_BEFORE_MARK: Duration = Duration::from_secs(1);
 /// How soon a frame is found whose ticket is neither waited for nor dropped.
@@ -59,14 +59,13 @@ impl Committer {
         let mut committer = Self { stop: Arc::clone(&stop), wake, threads: Vec::new() };
         for _ in 0..IN_FLIGHT_MAX {
             let (wal, stop) = (wal.clone(), Arc::clone(&stop));
-            let thread = std::thread::Builder::new()
+            let thread = Builder::new()
                 .name("wal-committer".into())
                 .spawn(move || commit(&wal.log, &stop))?;
             committer.threads.push(thread);
         }
-        let thread = std::thread::Builder::new()
-            .name("wal-preparer".into())
-            .spawn(move || prepare(&wal.log, &stop))?;
+        let thread =
+            Builder::new().name("wal-preparer".into()).spawn(move || prepare(&wal.log, &stop))?;
         committer.threads.push(thread);
         Ok(committer)
     }

@@ -18,9 +18,10 @@ use crate::format::link::Link;
 use crate::format::{BLOCK_BYTES, segment_name};
 use crate::frame::Frame;
 use crate::fs::{Fs, FsFile, write_all_at};
-use crate::log::{Log, State, lock};
+use crate::log::{Log, State};
 use crate::position::SegmentNumber;
 use crate::segment::{self, Fault, IN_FLIGHT_MAX, NewSegment, Standing, Writer};
+use crate::sync::lock;
 
 /// What came of an offer to lead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -72,6 +72,7 @@ mod status;
 #[cfg(feature = "sim")]
 mod steps;
 mod survey;
+mod sync;
 mod ticket;
 mod timing;
 mod walk;

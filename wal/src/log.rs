@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::attest::{Attestation, attest};
@@ -31,6 +31,7 @@ use crate::recent::Recent;
 use crate::recovery::{self, RecoveryReport};
 use crate::segment::{IN_FLIGHT_MAX, SegmentInfo, Writer};
 use crate::status::{CloseReport, WalStatus};
+use crate::sync::{Condvar, Mutex, lock};
 use crate::ticket::Ticket;
 use crate::timing::Timings;
 
@@ -165,12 +166,6 @@ impl<File> State<File> {
     pub fn can_lead(&self) -> bool {
         self.writer.is_some() && self.commit.can_lead()
     }
-}
-
-/// Locks; a thread that panicked with the lock held has left plain values behind, and a leader
-/// that panicked has poisoned the log by its own means.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A batch that joined the queue.

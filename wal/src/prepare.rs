@@ -10,9 +10,10 @@ use std::collections::VecDeque;
 use crate::error::WalError;
 use crate::format::{SEGMENT_HEADER_BYTES, segment_name, spare_name};
 use crate::fs::{Access, Fs, FsFile, write_all_at};
-use crate::log::{Log, Wal, lock};
+use crate::log::{Log, Wal};
 use crate::position::SegmentNumber;
 use crate::segment::{self, Fault, Prepared};
+use crate::sync::lock;
 
 /// Zeros are written in pieces of this size, and synced now and then, so that what is in the page
 /// cache at once does not hold up the groups.

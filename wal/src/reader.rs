@@ -13,9 +13,10 @@ use crate::format::frame::FrameKind;
 use crate::format::{SEGMENT_HEADER_BYTES, segment_name};
 use crate::frame::{decode_body, split_record};
 use crate::fs::{Access, Fs};
-use crate::log::{Log, lock};
+use crate::log::Log;
 use crate::position::{Position, SegmentNumber};
 use crate::recent::RecentFile;
+use crate::sync::lock;
 use crate::walk::{Step, Walk};
 
 /// Why positions are not there.

@@ -5,12 +5,12 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use crate::buffer::BlockBuffer;
 use crate::fs::FsFile;
-use crate::log::lock;
 use crate::position::SegmentNumber;
+use crate::sync::{Mutex, lock};
 
 /// Bound on the memory kept: a few groups, so that a reader has until then to take them.
 const BYTES_MAX: usize = 8 * 1024 * 1024;

@@ -14,7 +14,8 @@
 //! E   unreadable before W, valid frames       damage: gap; go on with the next valid frame
 //!     after it
 //! F   unreadable before W, nothing after it   the acknowledged end is lost: gap up to W, new
-//!                                             records begin at W
+//!     (or after a lost newest segment only    records begin at W
+//!     what this one does not prove itself)
 //! G   a link names a segment that is not      missing segment: gap between its neighbours, unless
 //!     there                                   all of it was delivered
 //! H   CURSOR, but no segment                  everything is lost: gap from delivered to durable

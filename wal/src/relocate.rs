@@ -8,9 +8,10 @@
 use crate::batch::{Batch, PushError};
 use crate::error::{AppendError, WalError};
 use crate::fs::Fs;
-use crate::log::{Wal, lock};
+use crate::log::Wal;
 use crate::position::Position;
 use crate::reader::{Chunk, ReadOutcome};
+use crate::sync::lock;
 
 /// A segment is worth moving when at most one record in this many is left in it.
 const LEFT_ONE_IN: u64 = 10;

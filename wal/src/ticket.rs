@@ -1,14 +1,15 @@
 //! What an appender holds until its batch is durable.
 
 use std::ops::Range;
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use crate::commit::Sequence;
 use crate::error::WalError;
 use crate::fs::Fs;
-use crate::log::{Log, State, lock};
+use crate::log::{Log, State};
 use crate::position::{Durable, Position};
+use crate::sync::{MutexGuard, lock};
 
 /// How soon a waiting thread tries again when there was no space; doubles up to the second.
 const RETRY_FIRST: Duration = Duration::from_millis(5);
