@@ -299,7 +299,8 @@ pub(crate) fn read_content<F: Fs>(
         .map_err(|error| WalError::io("open", fs.path_of(&name), error))?;
     let failed = |error| WalError::io("read", fs.path_of(&name), error);
     let mut walk =
-        Walk::new(file, info.nonce, SEGMENT_HEADER_BYTES, info.header_crc, Some(info.base), limit);
+        Walk::new(file, info.nonce, SEGMENT_HEADER_BYTES, info.header_crc, Some(info.base), limit)
+            .recycled(info.recycled);
     let mut content = Content::default();
     let mut after_damage = false;
     loop {
@@ -327,8 +328,6 @@ pub(crate) fn read_content<F: Fs>(
             Step::End => break,
         }
     }
-    let end = content.met.last().map_or(SEGMENT_HEADER_BYTES, |met| met.end.byte);
-    content.torn_bytes =
-        remains::torn_bytes(walk.file(), info.nonce, info.recycled, end, limit).map_err(failed)?;
+    content.torn_bytes = walk.torn_bytes();
     Ok(content)
 }

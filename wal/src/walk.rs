@@ -8,7 +8,7 @@
 use std::io;
 
 use crate::format::frame::{FRAME_HEADER_BYTES, FRAME_MAGIC, FrameHeader};
-use crate::format::{Malformed, align8, to_usize};
+use crate::format::{BLOCK, Malformed, align8, to_usize};
 use crate::frame::FrameBytes;
 use crate::fs::{FsFile, read_full_at};
 use crate::position::Position;
@@ -55,6 +55,12 @@ pub(crate) struct Walk<File> {
     window: Vec<u8>,
     window_at: u64,
     read_ahead: u64,
+    /// The end of the last frame.
+    whole_to: u64,
+    /// The file is full of another segment's frames.
+    recycled: bool,
+    /// Where the last thing ends that was begun and did not become a frame.
+    begun_to: u64,
 }
 
 impl<File: FsFile> Walk<File> {
@@ -75,6 +81,9 @@ impl<File: FsFile> Walk<File> {
             window: Vec::new(),
             window_at: 0,
             read_ahead: READ_AHEAD_BYTES,
+            whole_to: at,
+            recycled: false,
+            begun_to: 0,
         }
     }
 
@@ -82,6 +91,18 @@ impl<File: FsFile> Walk<File> {
     pub fn first_frame_only(mut self) -> Self {
         self.read_ahead = FIRST_FRAME_BYTES;
         self
+    }
+
+    /// For a file that was used before: in it, only what has this segment's nonce is torn.
+    pub fn recycled(mut self, recycled: bool) -> Self {
+        self.recycled = recycled;
+        self
+    }
+
+    /// How far behind the last frame somebody wrote something that did not become one: in a file
+    /// that was filled with zeros everything else, in a recycled one a header with the nonce.
+    pub fn torn_bytes(&self) -> u64 {
+        self.begun_to.saturating_sub(self.whole_to)
     }
 
     /// The limit may only grow.
@@ -120,6 +141,7 @@ impl<File: FsFile> Walk<File> {
             Ok(found) => Ok(self.arrive(found)),
             Err(reason) => {
                 self.place.lost = true;
+                self.note_begun(at)?;
                 Ok(Step::Damage { at, reason })
             }
         }
@@ -143,8 +165,9 @@ impl<File: FsFile> Walk<File> {
     }
 
     fn arrive(&mut self, found: Found) -> Step {
+        self.whole_to = found.header.next_at(found.at);
         self.place = Bookmark {
-            at: found.header.next_at(found.at),
+            at: self.whole_to,
             chain: Some(found.crc),
             expected: Some(found.header.end()),
             lost: false,
@@ -184,14 +207,19 @@ impl<File: FsFile> Walk<File> {
             if window.len() < FRAME_HEADER_BYTES {
                 break; // the file is shorter than it should be
             }
-            let candidate = window.chunks(8).position(|chunk| chunk.starts_with(&FRAME_MAGIC));
+            let length = window.len() as u64;
+            let (written, candidate) = look_through(window);
+            if written > 0 && !self.recycled {
+                self.begun_to = at + written as u64;
+            }
             match candidate {
-                None => at += align8(window.len() as u64),
-                Some(chunks) => {
-                    at += chunks as u64 * 8;
+                None => at += align8(length),
+                Some(start) => {
+                    at += start as u64;
                     if let Ok(found) = self.inspect(at)? {
                         return Ok(self.arrive(found));
                     }
+                    self.note_begun(at)?;
                     at += 8;
                 }
             }
@@ -199,6 +227,21 @@ impl<File: FsFile> Walk<File> {
         // Nothing whole up to the limit; should it grow, the search goes on from there.
         self.place.at = self.place.at.max(at.saturating_sub(8));
         Ok(Step::End)
+    }
+
+    /// Notes what begins at `at` and is no frame.
+    fn note_begun(&mut self, at: u64) -> io::Result<()> {
+        let (nonce, limit, recycled) = (self.nonce, self.limit, self.recycled);
+        let bytes = self.read(at, FRAME_HEADER_BYTES as u64)?;
+        let end = if recycled {
+            let header = FrameHeader::decode(bytes).ok().filter(|(found, _)| found.nonce == nonce);
+            header.map(|(header, _)| at.saturating_add(header.frame_bytes()).min(limit))
+        } else {
+            let written = bytes.iter().take(8).rposition(|byte| *byte != 0);
+            written.map(|last| at + last as u64 + 1)
+        };
+        self.begun_to = self.begun_to.max(end.unwrap_or(0));
+        Ok(())
     }
 
     /// At least `length` bytes from `at`, as far as the limit and the file go; more if they are in
@@ -216,6 +259,28 @@ impl<File: FsFile> Walk<File> {
         }
         Ok(self.window.get(to_usize(at - self.window_at)..).unwrap_or_default())
     }
+}
+
+/// Up to the first place where a frame may start, and where that is: the end of what is not zero.
+/// Zeros, of which a prepared file is full, are passed over a block at a time.
+fn look_through(window: &[u8]) -> (usize, Option<usize>) {
+    const ZEROS: [u8; BLOCK] = [0; BLOCK];
+    let mut written = 0;
+    for (at, block) in (0..).step_by(BLOCK).zip(window.chunks(BLOCK)) {
+        if ZEROS.starts_with(block) {
+            continue;
+        }
+        let start = block.chunks(8).position(|chunk| chunk.starts_with(&FRAME_MAGIC));
+        let start = start.map(|chunks| chunks * 8);
+        let before = block.get(..start.unwrap_or(block.len())).unwrap_or_default();
+        if let Some(last) = before.iter().rposition(|byte| *byte != 0) {
+            written = at + last + 1;
+        }
+        if let Some(start) = start {
+            return (written, Some(at + start));
+        }
+    }
+    (written, None)
 }
 
 #[cfg(test)]

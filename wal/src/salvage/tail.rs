@@ -5,7 +5,6 @@ use crate::format::SEGMENT_HEADER_BYTES;
 use crate::format::frame::FrameKind;
 use crate::fs::{Access, Fs};
 use crate::position::Position;
-use crate::remains;
 use crate::salvage::inventory::SegmentEntry;
 use crate::salvage::patient::Patient;
 use crate::walk::{Step, Walk};
@@ -40,8 +39,8 @@ pub(super) fn read_tail<F: Fs>(fs: &F, newest: &SegmentEntry) -> Result<Tail, Wa
         newest.header_crc,
         Some(newest.base),
         newest.bytes,
-    );
-    let mut end_byte = SEGMENT_HEADER_BYTES;
+    )
+    .recycled(newest.recycled);
     loop {
         match walk.next().map_err(failed)? {
             Step::Frame(found) => {
@@ -49,7 +48,6 @@ pub(super) fn read_tail<F: Fs>(fs: &F, newest: &SegmentEntry) -> Result<Tail, Wa
                 tail.end = header.end();
                 tail.proven = tail.proven.max(header.durable);
                 tail.clean = header.kind != FrameKind::Data && header.durable >= header.first;
-                end_byte = header.next_at(found.at);
                 let bytes = walk.bytes(&found).map_err(failed)?;
                 if let (Ok(annotation), FrameKind::Data) = (bytes.annotation, header.kind)
                     && !annotation.is_empty()
@@ -61,9 +59,7 @@ pub(super) fn read_tail<F: Fs>(fs: &F, newest: &SegmentEntry) -> Result<Tail, Wa
             Step::End => break,
         }
     }
-    tail.torn_bytes =
-        remains::torn_bytes(walk.file(), newest.nonce, newest.recycled, end_byte, newest.bytes)
-            .map_err(failed)?;
+    tail.torn_bytes = walk.torn_bytes();
     tail.clean &= tail.torn_bytes == 0;
     Ok(tail)
 }
