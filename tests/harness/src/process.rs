@@ -199,6 +199,11 @@ impl Process {
         self.signal(Signal::CONT);
     }
 
+    /// SIGQUIT: a Java machine prints what its threads do to its log.
+    pub fn print_threads(&self) {
+        self.signal(Signal::QUIT);
+    }
+
     /// Waits until it ends; `None` when it still runs after `timeout`.
     pub fn wait(&mut self, timeout: Duration) -> Option<ExitStatus> {
         let deadline = Instant::now() + timeout;

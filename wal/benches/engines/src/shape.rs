@@ -2,8 +2,11 @@
 
 use crate::corpus::RECORD_BYTES;
 
-/// Bytes that a pipelining producer lets queue up before it waits for the oldest batch.
-pub const AHEAD_BYTES_MAX: usize = 1024 * 1024;
+/// Bytes that a pipelining producer lets queue up before it waits for the oldest batch: half of what
+/// the log takes by default, all of which the persister uses.
+pub const AHEAD_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Of these, the log writes so many together.
+const GROUP_BYTES_MAX: usize = 1024 * 1024;
 
 /// One kind of load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,13 +57,13 @@ impl Shape {
 
     /// What the raw file is given with so many writes in flight: one thread waiting for its batch
     /// gets a second one of the same kind beside it; where several batches are outstanding anyway,
-    /// the same bytes are outstanding here, in that many writes.
+    /// the same bytes are outstanding here, in that many writes, each at most as long as the log's.
     #[must_use]
     pub fn raw_load(&self, in_flight: usize) -> Load {
         let batch = if self.threads == 1 && !self.pipelined {
             self.batch
         } else {
-            self.outstanding_max() / in_flight
+            (self.outstanding_max() / in_flight).min(GROUP_BYTES_MAX / RECORD_BYTES)
         };
         Load { threads: in_flight, batch }
     }
