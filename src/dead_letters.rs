@@ -7,7 +7,7 @@ use bincode::{BorrowDecode, Encode};
 use wal::{AppendError, Batch, Fs, PushError, Wal, WalError};
 
 use crate::codec::{self, CodecError};
-use crate::envelope::{Envelope, EnvelopeError, TimestampType};
+use crate::envelope::{CUT_TO_BYTES, Envelope, EnvelopeError, FIXED_BYTES_MAX, TimestampType};
 
 const VERSION: u8 = 1;
 
@@ -99,9 +99,25 @@ impl DeadLetter {
         }
     }
 
-    fn encode_into(&self, out: &mut Vec<u8>) -> Result<(), CodecError> {
+    /// Appends a record of at most `bytes_max` bytes: what is longer is cut, and says so.
+    fn encode_within(&self, bytes_max: usize, out: &mut Vec<u8>) -> Result<(), CodecError> {
         out.push(VERSION);
-        codec::encode_into(self, out)
+        let length = |bytes: &Option<Vec<u8>>| bytes.as_ref().map_or(0, Vec::len);
+        let bytes = length(&self.key).saturating_add(length(&self.payload));
+        let text =
+            self.topic.len().saturating_add(self.code.len()).saturating_add(self.detail.len());
+        if bytes.saturating_add(text).saturating_add(FIXED_BYTES_MAX) <= bytes_max {
+            return codec::encode_into(self, out);
+        }
+        let cut = |bytes: &Option<Vec<u8>>| {
+            bytes.as_ref().map(|bytes| bytes.get(..CUT_TO_BYTES).unwrap_or(bytes).to_vec())
+        };
+        let detail =
+            format!("{} (its {bytes} bytes do not fit here, only the first are kept)", self.detail);
+        codec::encode_into(
+            &Self { detail, key: cut(&self.key), payload: cut(&self.payload), ..self.clone() },
+            out,
+        )
     }
 }
 
@@ -178,12 +194,13 @@ impl<F: Fs> DeadLetters<F> {
         letters: impl IntoIterator<Item = &'a DeadLetter>,
     ) -> Result<(), DeadLetterError> {
         let mut batch = Batch::new();
+        let bytes_max = self.wal.max_record_bytes();
         for letter in letters {
-            match batch.push_with(|out| letter.encode_into(out)) {
+            match batch.push_with(|out| letter.encode_within(bytes_max, out)) {
                 Ok(()) => {}
                 Err(PushError::BatchFull) => {
                     self.append(std::mem::take(&mut batch))?;
-                    batch.push_with(|out| letter.encode_into(out)).map_err(
+                    batch.push_with(|out| letter.encode_within(bytes_max, out)).map_err(
                         |error| match error {
                             PushError::Write(error) => DeadLetterError::Codec(error),
                             PushError::BatchFull => {
@@ -253,5 +270,34 @@ impl<F: Fs> DeadLetters<F> {
                 wal::ReadOutcome::CaughtUp => return Ok(next),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use wal::sim::SimDisk;
+    use wal::{NoCarry, Position, WalConfig};
+
+    use super::*;
+
+    #[test]
+    fn a_letter_longer_than_its_log_allows_is_kept_cut_and_says_so() {
+        let config = WalConfig { max_record_bytes: 20_000, ..WalConfig::default() };
+        let disk = SimDisk::new(1);
+        let (wal, _) = Wal::open(disk, config, Box::new(NoCarry), Duration::ZERO).unwrap();
+        let letters = DeadLetters::new(wal);
+        let letter = |payload: usize| DeadLetter {
+            payload: Some(vec![b'p'; payload]),
+            ..DeadLetter::unreadable(b"", &EnvelopeError::Empty)
+        };
+        letters.keep([&letter(10), &letter(30_000), &letter(19_900)]).unwrap();
+        let mut found = Vec::new();
+        letters.read(Position::ZERO, 9, |_, letter| found.push(letter)).unwrap();
+        assert_eq!(found[0], letter(10));
+        assert_eq!(found[1].payload, letter(4096).payload);
+        assert!(found[1].detail.contains("its 30000 bytes do not fit"), "{}", found[1].detail);
+        assert_eq!(found[2].payload, letter(4096).payload, "without room for the rest of it");
     }
 }

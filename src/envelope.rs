@@ -9,6 +9,13 @@ use crate::codec::{self, CodecError};
 
 /// Version written by this program.
 const VERSION: u8 = 1;
+/// Version of a message that is longer than a record of the log can be: its length, then a message as in version 1
+/// with the first bytes of key and payload.
+const VERSION_CUT: u8 = 2;
+/// How much of key and payload such a record has.
+pub(crate) const CUT_TO_BYTES: usize = 4096;
+/// No fields but topic, key and payload take more than this, with all lengths.
+pub(crate) const FIXED_BYTES_MAX: usize = 128;
 
 /// What Kafka's timestamp of a message means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, BorrowDecode)]
@@ -51,7 +58,7 @@ pub enum EnvelopeError {
     #[error("empty record")]
     Empty,
     /// Written by a newer program: start that one.
-    #[error("record version {found} is newer than {VERSION}, the newest this program reads")]
+    #[error("record version {found} is newer than {VERSION_CUT}, the newest this program reads")]
     UnknownVersion {
         /// Version found.
         found: u8,
@@ -71,7 +78,39 @@ impl<'a> Envelope<'a> {
         codec::encode_into(self, out)
     }
 
-    /// Reads a record, borrowing key and payload from it.
+    /// Appends a record of at most `bytes_max` bytes: a longer message is cut, and says so when it is read, so that it
+    /// becomes a dead letter and its partition goes on.
+    ///
+    /// # Errors
+    /// As [`codec::encode_into`].
+    pub fn encode_within(&self, bytes_max: usize, out: &mut Vec<u8>) -> Result<(), CodecError> {
+        let length = |bytes: Option<&[u8]>| bytes.map_or(0, <[u8]>::len);
+        let bytes = length(self.key).saturating_add(length(self.payload));
+        if bytes.saturating_add(self.topic.len()).saturating_add(FIXED_BYTES_MAX) <= bytes_max {
+            return self.encode_into(out);
+        }
+        let cut =
+            |bytes: Option<&'a [u8]>| bytes.map(|bytes| bytes.get(..CUT_TO_BYTES).unwrap_or(bytes));
+        out.push(VERSION_CUT);
+        let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
+        codec::encode_into(
+            &(bytes, Envelope { key: cut(self.key), payload: cut(self.payload), ..*self }),
+            out,
+        )
+    }
+
+    /// How long key and payload of a message were that was cut; `None` if the record has all of it.
+    #[must_use]
+    pub fn cut_from(record: &[u8]) -> Option<u64> {
+        match record.split_first() {
+            Some((&VERSION_CUT, rest)) => {
+                codec::decode::<(u64, Envelope<'_>)>(rest).ok().map(|(bytes, _)| bytes)
+            }
+            Some(_) | None => None,
+        }
+    }
+
+    /// Reads a record, borrowing key and payload from it; see [`cut_from`](Self::cut_from).
     ///
     /// # Errors
     /// [`EnvelopeError`]: the record was not written by this program or one before it.
@@ -79,6 +118,7 @@ impl<'a> Envelope<'a> {
         match record.split_first() {
             None => Err(EnvelopeError::Empty),
             Some((&VERSION, rest)) => Ok(codec::decode(rest)?),
+            Some((&VERSION_CUT, rest)) => Ok(codec::decode::<(u64, _)>(rest)?.1),
             Some((&found, _)) => Err(EnvelopeError::UnknownVersion { found }),
         }
     }
@@ -230,6 +270,48 @@ mod tests {
     }
 
     #[test]
+    fn a_message_longer_than_a_record_is_cut_and_says_how_long_it_was() {
+        let key = vec![b'k'; 5000];
+        let payload = vec![b'p'; 70_000];
+        let long = Envelope { key: Some(&key), payload: Some(&payload), ..sample() };
+        let mut whole = Vec::new();
+        long.encode_within(80_000, &mut whole).unwrap();
+        assert_eq!((Envelope::decode(&whole).unwrap(), Envelope::cut_from(&whole)), (long, None));
+        let mut bytes = Vec::new();
+        long.encode_within(64_000, &mut bytes).unwrap();
+        assert!(bytes.len() <= 64_000);
+        assert_eq!(Envelope::cut_from(&bytes), Some(75_000));
+        let cut = Envelope { key: Some(&key[..4096]), payload: Some(&payload[..4096]), ..long };
+        assert_eq!(Envelope::decode(&bytes).unwrap(), cut);
+        assert_eq!(&bytes[..7], [2, 252, 248, 36, 1, 0, 7], "version 2 never changes");
+        for length in 0..bytes.len() {
+            assert!(Envelope::decode(&bytes[..length]).is_err(), "cut to {length} bytes");
+        }
+    }
+
+    #[test]
+    fn what_fits_is_never_longer_than_allowed() {
+        let topic = "t".repeat(249);
+        for length in [0, 1, 250, 251, 65_535, 65_536, 100_000] {
+            let payload = vec![0; length];
+            let message = Envelope {
+                topic: &topic,
+                partition: i32::MIN,
+                offset: i64::MIN,
+                leader_epoch: i32::MIN,
+                timestamp_ms: i64::MIN,
+                received_ms: i64::MIN,
+                key: Some(&[]),
+                payload: Some(&payload),
+                ..sample()
+            };
+            let mut bytes = Vec::new();
+            message.encode_into(&mut bytes).unwrap();
+            assert!(bytes.len() <= length + topic.len() + FIXED_BYTES_MAX, "{}", bytes.len());
+        }
+    }
+
+    #[test]
     fn every_truncation_is_an_error() {
         let mut bytes = Vec::new();
         sample().encode_into(&mut bytes).unwrap();
@@ -243,8 +325,8 @@ mod tests {
     #[test]
     fn a_newer_version_is_named() {
         assert!(matches!(
-            Envelope::decode(&[2, 0]),
-            Err(EnvelopeError::UnknownVersion { found: 2 })
+            Envelope::decode(&[3, 0]),
+            Err(EnvelopeError::UnknownVersion { found: 3 })
         ));
     }
 

@@ -312,6 +312,14 @@ impl Gather {
                 return;
             }
         };
+        if let Some(bytes) = Envelope::cut_from(record) {
+            let detail = format!(
+                "{bytes} bytes, more than a record of the log can have; only the first are kept, Kafka has it all until \
+                 its retention takes it"
+            );
+            self.reject(at, DeadLetter::of(&envelope, 0, "MESSAGE_TOO_LARGE", &detail));
+            return;
+        }
         let Some(payload) = envelope.payload else {
             self.reject(
                 at,

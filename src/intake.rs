@@ -18,18 +18,9 @@ pub enum IntakeError {
     /// The log failed: end the process, start again.
     #[error("append to log: {0}")]
     Wal(#[from] WalError),
-    /// A message is longer than a record of the log can be; its partition cannot go on.
-    #[error("message at {topic}/{partition}/{offset}: {reason}")]
-    TooLong {
-        /// Topic of the message.
-        topic: String,
-        /// Its partition.
-        partition: i32,
-        /// Its offset.
-        offset: i64,
-        /// Its length and the limit.
-        reason: String,
-    },
+    /// A batch has messages of more partitions (thousands) than the log can note with it: give them to more instances.
+    #[error("a batch that the log cannot take: {0}")]
+    TooLong(String),
     /// A record or annotation cannot be encoded.
     #[error(transparent)]
     Codec(#[from] CodecError),
@@ -105,17 +96,18 @@ impl<F: Fs> Intake<F> {
                 return Ok(());
             }
         }
-        match self.batch.push_with(|out| message.encode_into(out)) {
+        let bytes_max = self.wal.max_record_bytes();
+        match self.batch.push_with(|out| message.encode_within(bytes_max, out)) {
             Ok(()) => {}
             Err(PushError::Write(error)) => return Err(error.into()),
             Err(PushError::BatchFull) => {
                 // The machine counts this message as taken already, the sealed batch does not hold it.
                 self.seal_before(message)?;
                 self.push_held(now, effects)?;
-                self.batch.push_with(|out| message.encode_into(out)).map_err(
+                self.batch.push_with(|out| message.encode_within(bytes_max, out)).map_err(
                     |error| match error {
                         PushError::Write(error) => IntakeError::Codec(error),
-                        PushError::BatchFull => too_long(message, "longer than any record can be"),
+                        full @ PushError::BatchFull => IntakeError::TooLong(full.to_string()),
                     },
                 )?;
             }
@@ -177,12 +169,7 @@ impl<F: Fs> Intake<F> {
                 }
                 Err(AppendError::Closed) => return Err(WalError::Closed.into()),
                 Err(other @ AppendError::TooLarge { .. }) => {
-                    return Err(IntakeError::TooLong {
-                        topic: String::new(),
-                        partition: -1,
-                        offset: -1,
-                        reason: other.to_string(),
-                    });
+                    return Err(IntakeError::TooLong(other.to_string()));
                 }
             }
         }
@@ -260,11 +247,51 @@ impl<F: Fs> Intake<F> {
     }
 }
 
-fn too_long(message: &Envelope<'_>, reason: &str) -> IntakeError {
-    IntakeError::TooLong {
-        topic: message.topic.to_owned(),
-        partition: message.partition,
-        offset: message.offset,
-        reason: reason.to_owned(),
+#[cfg(test)]
+mod tests {
+    use wal::sim::SimDisk;
+    use wal::{Chunk, ReadOutcome, Reader, WalConfig};
+
+    use super::*;
+    use crate::envelope::{OffsetCarry, TimestampType};
+
+    fn records(reader: &mut Reader<SimDisk>) -> Vec<Vec<u8>> {
+        let mut chunk = Chunk::default();
+        assert_eq!(reader.next(&mut chunk, usize::MAX).unwrap(), ReadOutcome::Records);
+        chunk.iter().map(|(_, record)| record.to_vec()).collect()
+    }
+
+    #[test]
+    fn a_message_longer_than_a_record_is_taken_cut_and_its_partition_goes_on() {
+        let config = WalConfig { max_record_bytes: 20_000, ..WalConfig::default() };
+        let disk = SimDisk::new(1);
+        let carry = Box::<OffsetCarry>::default();
+        let (wal, _) = Wal::open(disk, config, carry, Duration::ZERO).unwrap();
+        let mut intake = Intake::new(IngestConfig::default(), wal.clone()).unwrap();
+        let mut effects = Vec::new();
+        let assigned = Event::Assigned { partition: 0, committed: Some(5) };
+        intake.on(assigned, Duration::ZERO, &mut effects);
+        let payloads = [vec![1; 10], vec![2; 50_000], vec![3; 10]];
+        for (offset, payload) in (5..).zip(&payloads) {
+            let message = Envelope {
+                topic: "metrics",
+                partition: 0,
+                offset,
+                leader_epoch: -1,
+                timestamp_ms: 0,
+                timestamp_type: TimestampType::Absent,
+                received_ms: 0,
+                key: None,
+                payload: Some(payload),
+            };
+            intake.take(&message, Duration::ZERO, &mut effects).unwrap();
+        }
+        let committable = intake.settle(&[0], Duration::ZERO).unwrap();
+        assert_eq!(committable.iter().map(Committable::next).collect::<Vec<_>>(), [8]);
+        let records = records(&mut wal.reader(Position::ZERO));
+        let cut: Vec<Option<u64>> =
+            records.iter().map(|record| Envelope::cut_from(record)).collect();
+        assert_eq!(cut, [None, Some(50_000), None]);
+        assert_eq!(Envelope::decode(&records[1]).unwrap().payload, Some(&payloads[1][..4096]));
     }
 }

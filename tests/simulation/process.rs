@@ -52,11 +52,13 @@ pub struct Process {
 }
 
 /// Settings of the logs: small, so that a run has many segments and sometimes a full log.
+pub const RECORD_BYTES_MAX: usize = 16 * 1024;
+
 pub fn wal_config() -> WalConfig {
     WalConfig {
         segment_bytes: 24 * 1024,
         max_bytes: 160 * 1024,
-        max_record_bytes: 16 * 1024,
+        max_record_bytes: RECORD_BYTES_MAX,
         hold_back: Duration::from_secs(5),
         ..WalConfig::default()
     }

@@ -200,6 +200,11 @@ impl World {
             let series = u32::try_from(self.dice.below(6)).unwrap();
             let time_ms = EPOCH_MS + i64::try_from(self.dice.below(40)).unwrap() * 1000;
             let (payload, fate) = match self.dice.below(30) {
+                // Longer than a record of the log can be.
+                0 if self.dice.one_in(8) => {
+                    let length = 17_000 + self.dice.index(20_000);
+                    (Some(vec![b'x'; length]), Fate::Poison)
+                }
                 0 => (Some(b"{\"metric\":".to_vec()), Fate::Poison),
                 1 => (None, Fate::Poison),
                 2 => (Some(metric_message(series, time_ms, self.sequence, true)), Fate::Refused),

@@ -467,6 +467,12 @@ impl<F: Fs> Wal<F> {
         }
     }
 
+    /// The longest record it takes.
+    #[must_use]
+    pub fn max_record_bytes(&self) -> usize {
+        self.log.config.max_record_bytes
+    }
+
     /// A reader of durable records from `from` on. There may be many, each on its own.
     #[must_use]
     pub fn reader(&self, from: Position) -> Reader<F> {
