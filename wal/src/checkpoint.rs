@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use crate::config::WalConfig;
 use crate::cursor::Set;
 use crate::error::WalError;
 use crate::format::slot::{RANGES_MAX, Slot};
@@ -16,9 +17,12 @@ use crate::prepare::Spare;
 use crate::segment::{Fault, SegmentInfo};
 use crate::sync::lock;
 
-/// Reclaimed files kept for use again: enough for the segments of one checkpoint interval at full
-/// speed.
-const SPARES_MAX: usize = 4;
+/// Reclaimed files kept for use again: enough for the segments between two checkpoints at full speed,
+/// because filling a new file with zeros writes all its bytes twice. A small quota keeps fewer.
+const SPARES_MAX: u64 = 16;
+const SPARES_MIN: u64 = 4;
+/// The part of the quota they may take beyond the fewest.
+const SPARES_PART: u64 = 8;
 
 /// The open CURSOR file and what its next slot must say.
 #[derive(Debug)]
@@ -175,7 +179,7 @@ impl<F: Fs> Wal<F> {
             && self.log.overwrites_in_place
             && !state.below_floor
             && !state.closed
-            && state.stock.spares.len() + new_spares < SPARES_MAX;
+            && ((state.stock.spares.len() + new_spares) as u64) < spares_max(&self.log.config);
         state.segments.pop_front().map(|segment| (segment, keep))
     }
 
@@ -188,4 +192,8 @@ impl<F: Fs> Wal<F> {
             }
         }
     }
+}
+
+fn spares_max(config: &WalConfig) -> u64 {
+    (config.max_bytes / SPARES_PART / config.segment_bytes).clamp(SPARES_MIN, SPARES_MAX)
 }
