@@ -24,6 +24,10 @@ use crate::position::Position;
 /// A group is at most this long (or one longer frame): it bounds the time one sync takes.
 pub(crate) const GROUP_BYTES_MAX: u64 = 1024 * 1024;
 
+/// Beside a group in flight, a shorter one than that begins only from this length on: many small
+/// writes cost more than waiting for the next one, and who waits meanwhile shares it.
+const BESIDE_BYTES: u64 = 256 * 1024;
+
 /// Counts appended batches from 1; batches without records share a position but not this.
 pub(crate) type Sequence = u64;
 
@@ -115,6 +119,7 @@ pub(crate) struct Commit {
     in_flight: VecDeque<(Group, Progress)>,
     /// Frames of the groups in flight.
     taken: usize,
+    taken_bytes: u64,
     in_flight_max: usize,
     groups: u64,
     offer: Offer,
@@ -136,6 +141,7 @@ impl Commit {
             planned_bytes: 0,
             in_flight: VecDeque::new(),
             taken: 0,
+            taken_bytes: 0,
             in_flight_max,
             groups: 0,
             offer,
@@ -205,6 +211,7 @@ impl Commit {
             self.taken -= group.frames;
             for item in self.queue.drain(..group.frames) {
                 self.queued_bytes -= item.bytes;
+                self.taken_bytes -= item.bytes;
             }
             self.sequence_durable += group.frames as u64;
             self.durable = group.end;
@@ -219,6 +226,7 @@ impl Commit {
             self.offer.room += self.in_flight.iter().map(|(group, _)| group.bytes).sum::<u64>();
             self.in_flight.clear();
             let back = self.queue.iter().take(std::mem::take(&mut self.taken));
+            self.taken_bytes = 0;
             self.planned_bytes += back.map(|item| planned_bytes(item.bytes)).sum::<u64>();
             self.starved = true;
         }
@@ -229,7 +237,14 @@ impl Commit {
     pub fn can_lead(&self) -> bool {
         let slots = if self.offer.prepared { self.in_flight_max } else { 1 };
         let stuck = self.in_flight.iter().any(|(_, progress)| *progress == Progress::NoSpace);
-        self.queue.len() > self.taken && self.in_flight.len() < slots && !stuck && !self.failed
+        let waiting = align_block(self.queued_bytes - self.taken_bytes);
+        let worth_it =
+            self.in_flight.back().is_none_or(|(group, _)| waiting >= group.bytes.min(BESIDE_BYTES));
+        self.queue.len() > self.taken
+            && self.in_flight.len() < slots
+            && worth_it
+            && !stuck
+            && !self.failed
     }
 
     fn next_group(&mut self) -> Effect {
@@ -266,6 +281,7 @@ impl Commit {
         let taken = self.queue.iter().skip(self.taken).take(frames);
         self.planned_bytes -= taken.map(|item| planned_bytes(item.bytes)).sum::<u64>();
         self.taken += frames;
+        self.taken_bytes += bytes;
         self.in_flight.push_back((group, Progress::Begun));
         Effect::Write(group)
     }
@@ -372,9 +388,11 @@ mod tests {
     #[test]
     fn groups_side_by_side_become_durable_in_their_order() {
         let mut commit = new(1 << 20);
-        queue(&mut commit, &[100]);
+        queue(&mut commit, &[5000]);
         let first = group(commit.on(Event::Lead));
-        queue(&mut commit, &[100, 100]);
+        queue(&mut commit, &[4000]);
+        assert_eq!(commit.on(Event::Lead), Effect::Rest, "too little beside the first");
+        queue(&mut commit, &[100]);
         let second = group(commit.on(Event::Lead));
         assert_eq!((first.frames, second.frames), (1, 2));
         queue(&mut commit, &[100]);

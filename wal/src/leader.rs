@@ -21,7 +21,7 @@ use crate::fs::{Fs, FsFile, write_all_at};
 use crate::log::{Log, State};
 use crate::position::SegmentNumber;
 use crate::segment::{self, Fault, IN_FLIGHT_MAX, NewSegment, Standing, Writer};
-use crate::sync::lock;
+use crate::sync::{Condvar, lock};
 
 /// What came of an offer to lead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,7 +89,11 @@ impl<F: Fs> Drop for Turn<'_, F> {
         if std::thread::panicking() {
             self.log.poison(&mut state, "the thread that was writing panicked");
         }
-        self.log.wake_a_leader(&state);
+        let next = self.log.next_leader(&state);
+        drop(state);
+        if let Some(next) = next {
+            next.notify_one();
+        }
     }
 }
 
@@ -269,9 +273,14 @@ impl<F: Fs> Log<F> {
             }
             Effect::Rest | Effect::Rotate | Effect::Write(_) => {}
         }
+        let next = self.next_leader(&state);
+        // The woken find the lock free.
+        drop(state);
         self.tickets.notify_all();
         self.changed.notify_all();
-        self.wake_a_leader(&state);
+        if let Some(next) = next {
+            next.notify_one();
+        }
         outcome
     }
 
@@ -326,15 +335,10 @@ impl<F: Fs> Log<F> {
         }
     }
 
-    /// Wakes somebody who may begin the next group, if there is one to begin.
-    fn wake_a_leader(&self, state: &State<F::File>) {
-        if state.can_lead() {
-            if state.waiters > 0 {
-                self.tickets.notify_one();
-            } else {
-                self.work.notify_one();
-            }
-        }
+    /// Where somebody waits who may begin the next group, if there is one to begin.
+    fn next_leader(&self, state: &State<F::File>) -> Option<&Condvar> {
+        let place = if state.waiters > 0 { &self.tickets } else { &self.work };
+        state.can_lead().then_some(place)
     }
 
     /// Ends the segment with a durable seal, then makes the prepared one the newest. Repeating it
