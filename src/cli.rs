@@ -9,6 +9,7 @@ mod ask;
 mod check;
 mod dead_letters;
 mod demo;
+mod offsets;
 mod query;
 mod run;
 mod schema;
@@ -39,7 +40,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the persister until SIGTERM or SIGINT; a second signal skips the drain.
-    Run(ConfigFile),
+    Run(run::RunArgs),
     /// Try it out: an in-process broker fed with this machine's own metrics, the log, the embedded store.
     Demo(demo::DemoArgs),
     /// Say whether a configuration can be used, and everything that is wrong with it.
@@ -59,6 +60,9 @@ enum Command {
     /// Messages that can never be stored.
     #[command(subcommand)]
     DeadLetters(dead_letters::DeadLettersCommand),
+    /// What each instance has taken from Kafka and not delivered, and taking over from one that will not.
+    #[command(subcommand)]
+    Offsets(offsets::OffsetsCommand),
     /// Look at a log's directory, and save what is whole in a damaged one.
     #[command(subcommand)]
     Wal(wal::WalCommand),
@@ -98,7 +102,7 @@ pub fn main() -> ExitCode {
         }
     };
     let outcome = match cli.command {
-        Command::Run(file) => run::run(&file),
+        Command::Run(args) => run::run(&args),
         Command::Demo(args) => demo::demo(&args),
         Command::CheckConfig(file) => check::check(&file),
         Command::Config(ConfigCommand::Print(file)) => check::print(&file),
@@ -107,6 +111,7 @@ pub fn main() -> ExitCode {
         Command::Backlog(args) => ask::print(&args, "/api/v1/backlog"),
         Command::Healthcheck(args) => ask::healthcheck(&args),
         Command::DeadLetters(command) => dead_letters::dead_letters(&command),
+        Command::Offsets(command) => offsets::offsets(&command),
         Command::Wal(command) => wal::wal(&command),
         Command::Query(args) => query::query(&args),
     };

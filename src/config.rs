@@ -3,6 +3,7 @@
 
 mod check;
 mod load;
+mod security;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -13,6 +14,7 @@ use storage::IdScheme;
 
 pub use check::ConfigProblem;
 pub use load::{ConfigError, ENVIRONMENT_PREFIX, Loaded, load};
+pub use security::{KafkaProtocol, KafkaSasl, KafkaSecurity, KafkaTls, SaslMechanism};
 
 use crate::ingest::InitialOffset;
 
@@ -22,6 +24,9 @@ use crate::ingest::InitialOffset;
 pub struct Config {
     /// Directory of the logs, the dead letters and the embedded store.
     pub data_dir: PathBuf,
+    /// Stable name of this persister, for example the host's or the pod's: the name of its ledger in Kafka. Empty: made
+    /// of the machine's id and the path of the data directory.
+    pub instance: String,
     /// How long rows are kept in the store. Upstream's default.
     #[serde(with = "humantime_serde")]
     pub retention: Duration,
@@ -49,6 +54,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             data_dir: PathBuf::from("/var/lib/monasca-persister"),
+            instance: String::new(),
             retention: Duration::from_secs(45 * 24 * 60 * 60),
             metric_id_scheme: IdScheme::default(),
             kafka: KafkaConfig::default(),
@@ -81,7 +87,9 @@ pub struct KafkaConfig {
     /// Shortest time between two commits.
     #[serde(with = "humantime_serde")]
     pub commit_interval: Duration,
-    /// Further librdkafka properties, for example for TLS. Those that carry the guarantee cannot be set.
+    /// TLS and SASL.
+    pub security: KafkaSecurity,
+    /// Further librdkafka properties. Those that carry the guarantee or have a key of their own cannot be set.
     pub properties: std::collections::BTreeMap<String, String>,
 }
 
@@ -94,6 +102,7 @@ impl Default for KafkaConfig {
             session_timeout: Duration::from_secs(45),
             initial_offset: InitialOffset::Earliest,
             commit_interval: Duration::from_secs(1),
+            security: KafkaSecurity::default(),
             properties: std::collections::BTreeMap::new(),
         }
     }

@@ -149,95 +149,6 @@ pub struct EffectiveTime {
     pub replaced: bool,
 }
 
-/// What a batch of records says about the offsets it holds: for each partition in it the next offset to take.
-///
-/// It travels as the log's annotation and, folded over all batches, as the log's carry, so that the next offset per
-/// partition outlives the records themselves.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct NextOffsets {
-    partitions: std::collections::BTreeMap<i32, i64>,
-}
-
-impl NextOffsets {
-    /// Notes that the next offset to take from `partition` is `next`.
-    pub fn set(&mut self, partition: i32, next: i64) {
-        self.partitions.insert(partition, next);
-    }
-
-    /// Next offset of `partition`, if the log has ever seen one.
-    #[must_use]
-    pub fn get(&self, partition: i32) -> Option<i64> {
-        self.partitions.get(&partition).copied()
-    }
-
-    /// True when no partition was ever seen.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.partitions.is_empty()
-    }
-
-    /// Partitions and next offsets in order.
-    pub fn iter(&self) -> impl Iterator<Item = (i32, i64)> + '_ {
-        self.partitions.iter().map(|(partition, next)| (*partition, *next))
-    }
-
-    /// Forgets everything, keeping the allocation.
-    pub fn clear(&mut self) {
-        self.partitions.clear();
-    }
-
-    /// Bytes of an annotation or carry.
-    ///
-    /// # Errors
-    /// As [`codec::encode_into`].
-    pub fn encode(&self) -> Result<Vec<u8>, CodecError> {
-        let mut out = vec![VERSION];
-        let pairs: Vec<(i32, i64)> = self.iter().collect();
-        codec::encode_into(&pairs, &mut out)?;
-        Ok(out)
-    }
-
-    /// Reads what [`NextOffsets::encode`] wrote; no bytes at all mean no partition.
-    ///
-    /// # Errors
-    /// [`EnvelopeError`]: the bytes are damaged or from a newer program.
-    pub fn decode(bytes: &[u8]) -> Result<Self, EnvelopeError> {
-        match bytes.split_first() {
-            None => Ok(Self::default()),
-            Some((&VERSION, rest)) => {
-                let pairs: Vec<(i32, i64)> = codec::decode(rest)?;
-                Ok(Self { partitions: pairs.into_iter().collect() })
-            }
-            Some((&found, _)) => Err(EnvelopeError::UnknownVersion { found }),
-        }
-    }
-}
-
-/// The log's carry: next offsets folded over all annotations.
-#[derive(Debug, Default)]
-pub struct OffsetCarry(NextOffsets);
-
-impl wal::Carry for OffsetCarry {
-    fn absorb(&mut self, annotation: &[u8]) {
-        // Annotations pass the frame's checksum, so one that cannot be read comes from a newer program,
-        // and the log has refused such a directory already.
-        if let Ok(batch) = NextOffsets::decode(annotation) {
-            for (partition, next) in batch.iter() {
-                self.0.set(partition, next);
-            }
-        }
-    }
-
-    fn save(&self) -> Vec<u8> {
-        self.0.encode().unwrap_or_default()
-    }
-
-    fn load(&mut self, saved: &[u8]) -> Result<(), String> {
-        self.0 = NextOffsets::decode(saved).map_err(|error| error.to_string())?;
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -346,21 +257,5 @@ mod tests {
         assert_eq!(time(received + day_ms + 1, TimestampType::Created).ms, received);
         assert_eq!(time(received - retention_ms - 1, TimestampType::Created).ms, received);
         assert!(time(received, TimestampType::Absent).replaced);
-    }
-
-    #[test]
-    fn the_carry_is_the_last_annotation_of_each_partition() {
-        use wal::Carry as _;
-        let mut carry = OffsetCarry::default();
-        let mut first = NextOffsets::default();
-        first.set(0, 10);
-        first.set(1, 20);
-        let mut second = NextOffsets::default();
-        second.set(1, 30);
-        carry.absorb(&first.encode().unwrap());
-        carry.absorb(&second.encode().unwrap());
-        let mut again = OffsetCarry::default();
-        again.load(&carry.save()).unwrap();
-        assert_eq!(again.0.iter().collect::<Vec<_>>(), vec![(0, 10), (1, 30)]);
     }
 }

@@ -5,6 +5,8 @@ use std::io::ErrorKind;
 use wal::WalError;
 
 use crate::config::ConfigError;
+use crate::instance::InstanceError;
+use crate::secrets::SecretError;
 
 /// Stopped as asked.
 pub const OK: u8 = 0;
@@ -27,8 +29,13 @@ pub const CONFIGURATION: u8 = 78;
 #[must_use]
 pub fn code(error: &anyhow::Error) -> u8 {
     for cause in error.chain() {
-        if cause.downcast_ref::<ConfigError>().is_some() {
+        if cause.downcast_ref::<ConfigError>().is_some()
+            || matches!(cause.downcast_ref::<InstanceError>(), Some(InstanceError::Foreign { .. }))
+        {
             return CONFIGURATION;
+        }
+        if let Some(error) = cause.downcast_ref::<SecretError>() {
+            return if error.is_permission() { PERMISSION } else { CONFIGURATION };
         }
         if let Some(error) = cause.downcast_ref::<WalError>() {
             return match error {

@@ -298,8 +298,9 @@ impl Gather {
         self.outstanding.push(0);
     }
 
-    /// Takes the record at the next position. `now_ms` is the wall clock.
-    pub fn push(&mut self, record: &[u8], now_ms: i64) {
+    /// Takes the record at the next position, and returns the partition and offset it came from if it can be read.
+    /// `now_ms` is the wall clock.
+    pub fn push(&mut self, record: &[u8], now_ms: i64) -> Option<(i32, i64)> {
         let index = u32::try_from(self.outstanding.len()).unwrap_or(u32::MAX);
         self.counts.records = self.counts.records.saturating_add(1);
         self.bytes = self.bytes.saturating_add(record.len());
@@ -309,21 +310,33 @@ impl Gather {
             Ok(envelope) => envelope,
             Err(error) => {
                 self.reject(at, DeadLetter::unreadable(record, &error));
-                return;
+                return None;
             }
         };
-        if let Some(bytes) = Envelope::cut_from(record) {
+        self.push_message(&envelope, Envelope::cut_from(record), at, now_ms);
+        Some((envelope.partition, envelope.offset))
+    }
+
+    /// `cut_from` is how long a message was that is not all there.
+    fn push_message(
+        &mut self,
+        envelope: &Envelope<'_>,
+        cut_from: Option<u64>,
+        at: RecordRef,
+        now_ms: i64,
+    ) {
+        if let Some(bytes) = cut_from {
             let detail = format!(
                 "{bytes} bytes, more than a record of the log can have; only the first are kept, Kafka has it all until \
                  its retention takes it"
             );
-            self.reject(at, DeadLetter::of(&envelope, 0, "MESSAGE_TOO_LARGE", &detail));
+            self.reject(at, DeadLetter::of(envelope, 0, "MESSAGE_TOO_LARGE", &detail));
             return;
         }
         let Some(payload) = envelope.payload else {
             self.reject(
                 at,
-                DeadLetter::of(&envelope, 0, "NO_PAYLOAD", "the message has no payload"),
+                DeadLetter::of(envelope, 0, "NO_PAYLOAD", "the message has no payload"),
             );
             return;
         };
@@ -333,7 +346,7 @@ impl Gather {
                 payload.len(),
                 self.config.message_bytes_max
             );
-            self.reject(at, DeadLetter::of(&envelope, 0, "MESSAGE_TOO_LARGE", &detail));
+            self.reject(at, DeadLetter::of(envelope, 0, "MESSAGE_TOO_LARGE", &detail));
             return;
         }
         let retention_ms = i64::try_from(self.config.retention.as_millis()).unwrap_or(i64::MAX);
@@ -342,8 +355,8 @@ impl Gather {
             self.counts.time_replaced = self.counts.time_replaced.saturating_add(1);
         }
         match self.config.kind {
-            Kind::Metrics => self.push_metrics(&envelope, payload, time, index, now_ms),
-            Kind::Alarms => self.push_alarm(&envelope, payload, time, at, now_ms),
+            Kind::Metrics => self.push_metrics(envelope, payload, time, at.index, now_ms),
+            Kind::Alarms => self.push_alarm(envelope, payload, time, at, now_ms),
         }
     }
 

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use wal::{Durable, Position};
 
-use crate::envelope::NextOffsets;
-use crate::offsets::{Committable, Intake, Offsets, PartitionProgress};
+use crate::offset_note::NextOffsets;
+use crate::offsets::{Committable, Intake, Offsets, PartitionProgress, Testimony};
 
 /// Where a group without any committed offset and without any record in the log begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
@@ -33,6 +33,8 @@ pub struct IngestConfig {
     pub low_mark: f64,
     /// Applies to the very first start only.
     pub initial_offset: InitialOffset,
+    /// The ledger says it before an offset is committed.
+    pub ledger: bool,
 }
 
 impl Default for IngestConfig {
@@ -42,6 +44,7 @@ impl Default for IngestConfig {
             high_mark: 0.8,
             low_mark: 0.7,
             initial_offset: InitialOffset::Earliest,
+            ledger: true,
         }
     }
 }
@@ -95,6 +98,15 @@ pub enum Event {
         /// Confirmed next offset.
         next: i64,
     },
+    /// The ledger says that everything of the partition before `next` is in our log.
+    Witnessed {
+        /// The partition.
+        partition: i32,
+        /// Next offset.
+        next: i64,
+    },
+    /// The ledger cannot be kept: offsets are committed without it.
+    NoLedger,
     /// Time passed.
     Tick,
 }
@@ -111,6 +123,8 @@ pub enum Effect {
     },
     /// Make everything before this position durable, then report it with [`Event::Durable`].
     AwaitDurable(Position),
+    /// Have the ledger say this, then report it with [`Event::Witnessed`]: only then is it committed.
+    Testify(Vec<Testimony>),
     /// Commit these offsets and report the outcome.
     Commit(Vec<Committable>),
     /// Stop fetching these partitions; go on polling.
@@ -131,6 +145,8 @@ pub struct Ingest {
     first_start: bool,
     paused: bool,
     last_commit: Option<Duration>,
+    /// The ledger has said something new since the last commit.
+    witnessed: bool,
 }
 
 impl Ingest {
@@ -138,14 +154,17 @@ impl Ingest {
     #[must_use]
     pub fn new(config: IngestConfig, log_next: NextOffsets, log_end: Position) -> Self {
         let first_start = log_next.is_empty();
+        let mut offsets = Offsets::default();
+        offsets.need_witness(config.ledger);
         Self {
             config,
-            offsets: Offsets::default(),
+            offsets,
             log_next,
             log_end,
             first_start,
             paused: false,
             last_commit: None,
+            witnessed: false,
         }
     }
 
@@ -186,6 +205,11 @@ impl Ingest {
             Event::LogFill(fill) => self.log_fill(fill, effects),
             Event::LogFull => self.pause(effects),
             Event::Committed { partition, next } => self.offsets.committed(partition, next),
+            Event::Witnessed { partition, next } => {
+                self.offsets.witnessed(partition, next);
+                self.witnessed = true;
+            }
+            Event::NoLedger => self.offsets.need_witness(false),
             Event::Tick => self.commit_when_due(now, effects),
         }
     }
@@ -257,17 +281,30 @@ impl Ingest {
         }
     }
 
+    /// What the ledger must say before everything durable of these partitions may be committed.
+    #[must_use]
+    pub fn testimony_of(&self, partitions: &[i32]) -> Vec<Testimony> {
+        self.offsets.testimony(|partition| partitions.contains(&partition))
+    }
+
     fn commit_when_due(&mut self, now: Duration, effects: &mut Vec<Effect>) {
         let due = self
             .last_commit
             .is_none_or(|last| now.saturating_sub(last) >= self.config.commit_interval);
-        if !due {
-            return;
+        if due {
+            let testimony = self.offsets.testimony(|_| true);
+            if !testimony.is_empty() {
+                self.last_commit = Some(now);
+                effects.push(Effect::Testify(testimony));
+            }
         }
-        let offsets = self.offsets.committable(|_| true);
-        if !offsets.is_empty() {
-            self.last_commit = Some(now);
-            effects.push(Effect::Commit(offsets));
+        // What the ledger has just confirmed need not wait for the next interval.
+        if due || std::mem::take(&mut self.witnessed) {
+            let offsets = self.offsets.committable(|_| true);
+            if !offsets.is_empty() {
+                self.last_commit = Some(now);
+                effects.push(Effect::Commit(offsets));
+            }
         }
     }
 }

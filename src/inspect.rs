@@ -15,7 +15,10 @@ use crate::deliver::DeliverCounts;
 use crate::gather::{GatherCounts, Kind};
 use crate::intake::IntakeCounts;
 use crate::kafka::KafkaGap;
+use crate::kafka::ledger::LedgerSnapshot;
+use crate::kafka_trouble::Trouble;
 use crate::log_reader::LogGap;
+use crate::offset_ranges::OffsetRange;
 use crate::pipeline::{PipelineView, WriterCounts};
 
 /// A thread that did not turn for so long is stuck; callbacks of the consumer may wait 15 s for brokers.
@@ -52,6 +55,8 @@ pub struct Status {
     pub state: &'static str,
     /// Why it is not `ok`.
     pub reasons: Vec<Reason>,
+    /// Stable name of this persister.
+    pub instance: String,
     /// Version of the program.
     pub version: &'static str,
     /// Seconds since the start.
@@ -93,6 +98,8 @@ pub struct PipelineStatus {
     pub kafka_gaps: Vec<KafkaGap>,
     /// Stretches of the log that could not be read.
     pub log_gaps: Vec<LogGap>,
+    /// What Kafka is told about this instance's deliveries, and what it owes.
+    pub ledger: LedgerSnapshot,
     /// The log's own work.
     pub log: LogActivity,
     /// Per writer thread.
@@ -224,6 +231,7 @@ struct Rate {
 /// Reads everything that can be said.
 pub struct Inspect {
     started: Instant,
+    instance: String,
     phase: AtomicU8,
     pipelines: Vec<Arc<PipelineView>>,
     store: Arc<dyn Store>,
@@ -237,6 +245,7 @@ impl Inspect {
     #[must_use]
     pub fn new(
         started: Instant,
+        instance: String,
         pipelines: Vec<Arc<PipelineView>>,
         store: Arc<dyn Store>,
         read: Option<Arc<dyn Read>>,
@@ -244,6 +253,7 @@ impl Inspect {
     ) -> Self {
         Self {
             started,
+            instance,
             phase: AtomicU8::new(0),
             pipelines,
             store,
@@ -378,6 +388,7 @@ impl Inspect {
         Status {
             state,
             reasons,
+            instance: self.instance.clone(),
             version: env!("CARGO_PKG_VERSION"),
             uptime_s: self.started.elapsed().as_secs(),
             guarantee: crate::GUARANTEE,
@@ -404,7 +415,13 @@ impl Inspect {
                 "check the disk; the process ends by itself and goes on after a restart",
             ));
         }
-        if !ingest.connected {
+        if let Some(trouble) = &ingest.trouble {
+            reasons.push(reason(
+                trouble.code,
+                format!("{name}: {}", trouble.message),
+                trouble.hint,
+            ));
+        } else if !ingest.connected {
             let why = ingest
                 .last_error
                 .clone()
@@ -454,9 +471,11 @@ impl Inspect {
             reasons.push(reason(
                 "WAL_CORRUPT",
                 format!("{name}: {} stretches of the log could not be read", deliver.gaps.len()),
-                "check the disk; the positions are in the log lines",
+                "check the disk; what was there is fetched from Kafka again, see the log lines",
             ));
         }
+        let ledger = view.ledger();
+        ledger_reasons(view, &ledger, reasons);
         let status = PipelineStatus {
             topic: view.topic.clone(),
             group_id: view.group_id.clone(),
@@ -472,6 +491,7 @@ impl Inspect {
             dead_lettered: deliver.dead_lettered,
             kafka_gaps: ingest.gaps,
             log_gaps: deliver.gaps,
+            ledger,
             log: LogActivity::of(&log),
             writers: deliver.writers,
         };
@@ -494,7 +514,10 @@ impl Inspect {
         let mut log_problems = Vec::new();
         for view in &self.pipelines {
             let ingest = view.ingest.snapshot();
-            if !ingest.connected {
+            if let Some(trouble) = ingest.trouble {
+                let Trouble { code, message, hint, .. } = trouble;
+                unreachable.push(format!("{}: {code}: {message}; {hint}", view.kind.name()));
+            } else if !ingest.connected {
                 let why =
                     ingest.last_error.unwrap_or_else(|| "no broker has answered yet".to_owned());
                 unreachable.push(format!("{}: {why}", view.kind.name()));
@@ -534,7 +557,8 @@ impl Inspect {
         })
     }
 
-    /// Why the process is not ready for work, if it is not. A database outage is no reason: the log absorbs it.
+    /// Why the process is not ready for work, if it is not. A database outage is no reason: the log absorbs it. Brokers
+    /// that are away are none either; brokers that refuse us, or that we refuse, are one: only an operator ends that.
     #[must_use]
     pub fn not_ready(&self) -> Option<String> {
         match self.phase() {
@@ -543,13 +567,74 @@ impl Inspect {
             Phase::Running => {}
         }
         self.pipelines.iter().find_map(|view| {
+            let name = view.kind.name();
             let log = view.wal.status();
-            match (log.poisoned, log.out_of_space) {
-                (Some(cause), _) => Some(format!("{}: {cause}", view.kind.name())),
-                (None, true) => Some(format!("{}: disk full", view.kind.name())),
-                (None, false) => None,
+            let ingest = view.ingest.snapshot();
+            match (log.poisoned, log.out_of_space, ingest.trouble) {
+                (Some(cause), _, _) => Some(format!("{name}: {cause}")),
+                (None, true, _) => Some(format!("{name}: disk full")),
+                (None, false, Some(trouble)) if !ingest.connected => {
+                    Some(format!("{name}: {}: {}; {}", trouble.code, trouble.message, trouble.hint))
+                }
+                (None, false, _) => None,
             }
         })
+    }
+}
+
+/// Another instance that owes something and was not heard of for so long is silent: it says something once an hour.
+const SILENT_AFTER_MS: i64 = 2 * 60 * 60 * 1000;
+
+fn ledger_reasons(view: &PipelineView, ledger: &LedgerSnapshot, reasons: &mut Vec<Reason>) {
+    let name = view.kind.name();
+    let count = |ranges: &[OffsetRange]| ranges.iter().map(OffsetRange::offsets).sum::<u64>();
+    if let Some(why) = &ledger.off {
+        reasons.push(reason(
+            "LEDGER_OFF",
+            format!("{name}: {}: {why}", ledger.group_id),
+            "grant Read on this group: without it a lost disk is not noticed",
+        ));
+    } else if let Some(why) = &ledger.last_error {
+        reasons.push(reason(
+            "LEDGER",
+            format!("{name}: {why}"),
+            "tried again; until it works no offset is committed, and the log keeps what was taken",
+        ));
+    }
+    if !ledger.owed.is_empty() {
+        reasons.push(reason(
+            "ACKED_DATA_MISSING",
+            format!("{name}: {} offsets are owed", count(&ledger.owed)),
+            "they are being fetched from Kafka again; `offsets show` lists them",
+        ));
+    }
+    if !ledger.lost.is_empty() {
+        reasons.push(reason(
+            "MESSAGES_LOST",
+            format!("{name}: {} owed offsets are not in Kafka any more", count(&ledger.lost)),
+            "the ranges are in this status under `ledger.lost`; take note with `offsets acknowledge`",
+        ));
+    }
+    for other in &ledger.others {
+        if other.owed_offsets > 0
+            && crate::clock::wall_ms().saturating_sub(other.heard_ms) > SILENT_AFTER_MS
+        {
+            reasons.push(reason(
+                "LEDGER_SILENT",
+                format!(
+                    "{name}: instance {} owes {} offsets and was not heard of for {}",
+                    other.instance,
+                    other.owed_offsets,
+                    humantime::format_duration(Duration::from_secs(
+                        u64::try_from(
+                            crate::clock::wall_ms().saturating_sub(other.heard_ms) / 1000
+                        )
+                        .unwrap_or(0)
+                    ))
+                ),
+                "start it again; if it will never come back: `offsets rewind --instance NAME` on any other",
+            ));
+        }
     }
 }
 

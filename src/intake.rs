@@ -8,9 +8,10 @@ use std::time::Duration;
 use wal::{AppendError, Batch, Fs, Position, PushError, Wal, WalError};
 
 use crate::codec::CodecError;
-use crate::envelope::{Envelope, EnvelopeError, NextOffsets};
+use crate::envelope::{Envelope, EnvelopeError};
 use crate::ingest::{Effect, Event, Ingest, IngestConfig};
-use crate::offsets::{Committable, Intake as Decision};
+use crate::offset_note::NextOffsets;
+use crate::offsets::{Committable, Intake as Decision, Testimony};
 
 /// Why messages cannot be taken any more.
 #[derive(Debug, thiserror::Error)]
@@ -198,8 +199,8 @@ impl<F: Fs> Intake<F> {
         self.machine.on(event, now, effects);
     }
 
-    /// The last act for partitions that are about to be given away: everything taken from them becomes durable, and
-    /// what may be committed for them is returned.
+    /// The first of two last acts for partitions that are about to be given away: everything taken from them becomes
+    /// durable, and what the ledger must say before it may be committed is returned.
     ///
     /// # Errors
     /// [`IntakeError::Wal`]: the log failed; nothing may be committed.
@@ -207,7 +208,7 @@ impl<F: Fs> Intake<F> {
         &mut self,
         partitions: &[i32],
         now: Duration,
-    ) -> Result<Vec<Committable>, IntakeError> {
+    ) -> Result<Vec<Testimony>, IntakeError> {
         let mut effects = Vec::new();
         self.append(now, &mut effects)?;
         effects.clear();
@@ -222,10 +223,19 @@ impl<F: Fs> Intake<F> {
             }
         }
         self.machine.on(Event::Durable(self.wal.durable()), now, &mut effects);
-        Ok(partitions
-            .iter()
-            .flat_map(|partition| self.machine.committable_of(*partition))
-            .collect())
+        Ok(self.machine.testimony_of(partitions))
+    }
+
+    /// The second one: what may be committed of these partitions.
+    #[must_use]
+    pub fn committable_of(&self, partitions: &[i32]) -> Vec<Committable> {
+        partitions.iter().flat_map(|partition| self.machine.committable_of(*partition)).collect()
+    }
+
+    /// Position after everything appended so far: whatever is appended later lies behind it.
+    #[must_use]
+    pub fn log_end(&self) -> Position {
+        self.wal.status().appended
     }
 
     /// The machine, for status.
@@ -253,7 +263,8 @@ mod tests {
     use wal::{Chunk, ReadOutcome, Reader, WalConfig};
 
     use super::*;
-    use crate::envelope::{OffsetCarry, TimestampType};
+    use crate::envelope::TimestampType;
+    use crate::offset_note::OffsetCarry;
 
     fn records(reader: &mut Reader<SimDisk>) -> Vec<Vec<u8>> {
         let mut chunk = Chunk::default();
@@ -267,7 +278,8 @@ mod tests {
         let disk = SimDisk::new(1);
         let carry = Box::<OffsetCarry>::default();
         let (wal, _) = Wal::open(disk, config, carry, Duration::ZERO).unwrap();
-        let mut intake = Intake::new(IngestConfig::default(), wal.clone()).unwrap();
+        let config = IngestConfig { ledger: false, ..IngestConfig::default() };
+        let mut intake = Intake::new(config, wal.clone()).unwrap();
         let mut effects = Vec::new();
         let assigned = Event::Assigned { partition: 0, committed: Some(5) };
         intake.on(assigned, Duration::ZERO, &mut effects);
@@ -286,7 +298,8 @@ mod tests {
             };
             intake.take(&message, Duration::ZERO, &mut effects).unwrap();
         }
-        let committable = intake.settle(&[0], Duration::ZERO).unwrap();
+        assert!(intake.settle(&[0], Duration::ZERO).unwrap().is_empty());
+        let committable = intake.committable_of(&[0]);
         assert_eq!(committable.iter().map(Committable::next).collect::<Vec<_>>(), [8]);
         let records = records(&mut wal.reader(Position::ZERO));
         let cut: Vec<Option<u64>> =

@@ -4,6 +4,9 @@
 //! the callback carries out to the end without polling: newly assigned partitions start where the machine says,
 //! revoked ones are settled (durable, then committed) before they are given away, lost ones are only forgotten.
 
+mod identity;
+pub mod ledger;
+
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,11 +22,15 @@ use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{Offset, TopicPartitionList};
 use wal::DiskFs;
 
-use crate::config::{KafkaConfig, PipelineConfig};
+use crate::config::{KafkaConfig, KafkaTls, PipelineConfig};
 use crate::envelope::{Envelope, TimestampType};
 use crate::ingest::{Effect, Event, Start};
 use crate::intake::{Intake, IntakeCounts, IntakeError};
+use crate::kafka_trouble::{self, Class, SaidTroubles, Trouble};
 use crate::offsets::{Committable, PartitionProgress};
+use crate::secrets::SecretError;
+use crate::{kafka_certificate, kafka_connection};
+use ledger::{LedgerHandle, LedgerNews};
 
 /// How long one poll waits for a first message.
 const POLL_WAIT: Duration = Duration::from_millis(100);
@@ -33,6 +40,9 @@ const TURN_BYTES_MAX: usize = 1 << 20;
 const TURN_TIME_MAX: Duration = Duration::from_millis(5);
 /// How long a callback waits for an answer of the brokers; well below the session timeout.
 const CALLBACK_WAIT: Duration = Duration::from_secs(5);
+
+/// A trouble is over when nothing was heard of it for so long: the client library repeats it every 30 s.
+const TROUBLE_LASTS_MS: u64 = 90_000;
 
 /// What others may know about the first stage; refreshed once per turn.
 #[derive(Debug, Clone, Default)]
@@ -47,6 +57,8 @@ pub struct IngestSnapshot {
     pub connected: bool,
     /// Last error of the client library, for people.
     pub last_error: Option<String>,
+    /// TLS or SASL keeps a connection from being made, as far as is known.
+    pub trouble: Option<Trouble>,
     /// Messages that Kafka no longer had when we wanted them: ranges of offsets per partition.
     pub gaps: Vec<KafkaGap>,
     /// Messages not yet consumed, per partition, as the brokers told last.
@@ -112,9 +124,36 @@ struct Context {
     failed: Mutex<Option<IntakeError>>,
     /// Everything was settled already: the revocation that follows has nothing to commit.
     leaving: AtomicBool,
+    ledger: LedgerHandle,
+    said: Mutex<SaidTroubles>,
+    /// To ask a broker why its certificate is refused.
+    tls: KafkaTls,
+    /// Some broker has answered once: what is configured is not wrong.
+    was_connected: AtomicBool,
+    /// When the last trouble was heard of.
+    troubled_ms: AtomicU64,
 }
 
 impl Context {
+    /// Keeps and says what only an operator can repair; false when it is something else.
+    fn trouble(&self, class: Class, text: &str) -> bool {
+        let Some(trouble) = kafka_trouble::classify(class, text) else { return false };
+        if trouble.suspected && self.was_connected.load(Ordering::Relaxed) {
+            return false;
+        }
+        let explain = |trouble| kafka_certificate::explain(trouble, &self.tls);
+        let (trouble, is_due) = lock(&self.said).take(trouble, self.now(), explain);
+        if is_due {
+            let Trouble { code, message, hint, .. } = &trouble;
+            tracing::warn!(code, topic = self.topic, hint, "connect to Kafka: {message}");
+        }
+        self.troubled_ms.store(milliseconds(self.now()), Ordering::Relaxed);
+        let mut snapshot = lock(&self.shared.snapshot);
+        snapshot.last_error = Some(trouble.message.clone());
+        snapshot.trouble = Some(trouble);
+        true
+    }
+
     fn now(&self) -> Duration {
         self.started.elapsed()
     }
@@ -149,7 +188,10 @@ impl Context {
                     tracing::info!(topic = self.topic, partition, start = ?start, "partition assigned");
                 }
                 Effect::Pause(partitions) => pause.extend(partitions),
-                Effect::AwaitDurable(_) | Effect::Commit(_) | Effect::Resume(_) => {}
+                Effect::AwaitDurable(_)
+                | Effect::Testify(_)
+                | Effect::Commit(_)
+                | Effect::Resume(_) => {}
             }
         }
         if let Err(error) = consumer.incremental_assign(&start_at) {
@@ -195,8 +237,7 @@ impl Context {
             partitions.elements().iter().map(|element| element.partition()).collect();
         let lost = consumer.assignment_lost();
         if !lost && !self.leaving.load(Ordering::Relaxed) {
-            let settled = lock(&self.intake).settle(&numbers, self.now());
-            match settled {
+            match self.settle(&numbers) {
                 Ok(offsets) => self.commit(consumer, &offsets, CommitMode::Sync),
                 Err(error) => *lock(&self.failed) = Some(error),
             }
@@ -211,6 +252,21 @@ impl Context {
         if let Err(error) = consumer.incremental_unassign(partitions) {
             tracing::error!(code = "KAFKA_ASSIGN", %error, "give up partitions");
         }
+    }
+
+    /// Makes everything of these partitions durable and known to the ledger; returns what may be committed.
+    fn settle(&self, partitions: &[i32]) -> Result<Vec<Committable>, IntakeError> {
+        let testimony = lock(&self.intake).settle(partitions, self.now())?;
+        // Whatever was confirmed before counts as well.
+        let mut news = self.ledger.news();
+        if !testimony.is_empty() {
+            news.extend(self.ledger.settle(testimony, CALLBACK_WAIT));
+        }
+        let mut intake = lock(&self.intake);
+        for item in news {
+            intake.on(event_of(item), self.now(), &mut Vec::new());
+        }
+        Ok(intake.committable_of(partitions))
     }
 
     /// Commits offsets that the log has proved durable; nothing else has this type.
@@ -279,6 +335,10 @@ impl Context {
 
 impl ClientContext for Context {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        // A listener that hangs up is no error to the client library; why it did may stand in the text.
+        if facility == "FAIL" && self.trouble(Class::Other, message) {
+            return;
+        }
         match level {
             RDKafkaLogLevel::Emerg
             | RDKafkaLogLevel::Alert
@@ -299,10 +359,16 @@ impl ClientContext for Context {
         let was_up = self.shared.connected.swap(up, Ordering::Relaxed);
         if up != was_up {
             if up {
+                self.was_connected.store(true, Ordering::Relaxed);
+                lock(&self.shared.snapshot).trouble = None;
                 tracing::info!(topic = self.topic, "connected to Kafka");
             } else {
                 tracing::warn!(code = "KAFKA_UNREACHABLE", topic = self.topic, "no broker answers");
             }
+        }
+        let troubled_ms = self.troubled_ms.load(Ordering::Relaxed);
+        if milliseconds(self.now()).saturating_sub(troubled_ms) > TROUBLE_LASTS_MS {
+            lock(&self.shared.snapshot).trouble = None;
         }
         if let Some(topic) = statistics.topics.get(&self.topic) {
             lock(&self.shared.snapshot).lag = topic
@@ -319,7 +385,16 @@ impl ClientContext for Context {
     fn error(&self, error: KafkaError, reason: &str) {
         // The client reconnects by itself; `stats` says once when nobody answers, the snapshot keeps why.
         tracing::debug!(target: "librdkafka", %error, reason);
-        lock(&self.shared.snapshot).last_error = Some(format!("{error}: {reason}"));
+        let code = error.rdkafka_error_code();
+        let class = match code {
+            Some(RDKafkaErrorCode::SSL) => Class::Ssl,
+            Some(RDKafkaErrorCode::Authentication) => Class::Authentication,
+            _ => Class::Other,
+        };
+        // That all brokers are down follows every reason, and is none.
+        if !self.trouble(class, reason) && code != Some(RDKafkaErrorCode::AllBrokersDown) {
+            lock(&self.shared.snapshot).last_error = Some(format!("{error}: {reason}"));
+        }
     }
 }
 
@@ -371,14 +446,15 @@ impl Ingestion {
     /// Subscribes; nothing is fetched before [`Ingestion::run`].
     ///
     /// # Errors
-    /// A property that librdkafka refuses; the message names it.
-    pub fn new(
+    /// A secret cannot be read, or librdkafka refuses a property; the message names it.
+    pub(crate) fn new(
         kafka: &KafkaConfig,
         pipeline: &PipelineConfig,
         intake: Intake<DiskFs>,
         shared: Arc<IngestShared>,
+        ledger: LedgerHandle,
         started: Instant,
-    ) -> KafkaResult<Self> {
+    ) -> anyhow::Result<Self> {
         let context = Context {
             topic: pipeline.topic.clone(),
             intake: Mutex::new(intake),
@@ -386,9 +462,14 @@ impl Ingestion {
             started,
             failed: Mutex::new(None),
             leaving: AtomicBool::new(false),
+            ledger,
+            said: Mutex::new(SaidTroubles::default()),
+            tls: kafka.security.tls.clone(),
+            was_connected: AtomicBool::new(false),
+            troubled_ms: AtomicU64::new(0),
         };
         let consumer: BaseConsumer<Context> =
-            client_config(kafka, pipeline).create_with_context(context)?;
+            client_config(kafka, pipeline)?.create_with_context(context)?;
         consumer.subscribe(&[&pipeline.topic])?;
         Ok(Self { consumer })
     }
@@ -454,6 +535,9 @@ impl Ingestion {
         }
         {
             let mut intake = lock(&context.intake);
+            for news in context.ledger.news() {
+                intake.on(event_of(news), context.now(), effects);
+            }
             intake.append(context.now(), effects)?;
             intake.tick(context.now(), effects);
         }
@@ -462,6 +546,7 @@ impl Ingestion {
                 Effect::Commit(offsets) => {
                     context.commit(&self.consumer, &offsets, CommitMode::Async)
                 }
+                Effect::Testify(testimony) => context.ledger.testify(testimony),
                 Effect::Pause(partitions) => context.pause(&self.consumer, &partitions),
                 Effect::Resume(partitions) => context.resume(&self.consumer, &partitions),
                 // Only rebalances ask for these, and carry them out themselves.
@@ -477,7 +562,7 @@ impl Ingestion {
             let intake = lock(&context.intake);
             intake.machine().progress().map(|(partition, _)| partition).collect()
         };
-        let offsets = lock(&context.intake).settle(&partitions, context.now())?;
+        let offsets = context.settle(&partitions)?;
         // Confirmed by polling, so that a broker that is away costs a bounded time and not the client's patience.
         context.commit(&self.consumer, &offsets, CommitMode::Async);
         let deadline = Instant::now() + CALLBACK_WAIT;
@@ -523,16 +608,20 @@ impl Ingestion {
             self.find_gaps(context);
             return;
         }
-        lock(&context.shared.snapshot).last_error = Some(error.to_string());
         match code {
-            // Said by `stats` once; the client reconnects by itself.
+            // `error` has said or kept it; the client reconnects by itself.
             Some(
-                RDKafkaErrorCode::AllBrokersDown
+                RDKafkaErrorCode::SSL
+                | RDKafkaErrorCode::Authentication
+                | RDKafkaErrorCode::AllBrokersDown
                 | RDKafkaErrorCode::BrokerTransportFailure
                 | RDKafkaErrorCode::Resolve
                 | RDKafkaErrorCode::OperationTimedOut,
             ) => tracing::debug!(%error, "poll"),
-            _ => tracing::warn!(code = "KAFKA_POLL", topic = context.topic, %error, "poll"),
+            _ => {
+                lock(&context.shared.snapshot).last_error = Some(error.to_string());
+                tracing::warn!(code = "KAFKA_POLL", topic = context.topic, %error, "poll");
+            }
         }
     }
 
@@ -588,29 +677,40 @@ impl Ingestion {
     }
 }
 
+fn event_of(news: LedgerNews) -> Event {
+    match news {
+        LedgerNews::Witnessed { partition, next } => Event::Witnessed { partition, next },
+        LedgerNews::Off => Event::NoLedger,
+    }
+}
+
 fn take(
     context: &Context,
     message: &BorrowedMessage<'_>,
     effects: &mut Vec<Effect>,
 ) -> Result<(), IntakeError> {
+    lock(&context.intake).take(&envelope(&context.topic, message), context.now(), effects)
+}
+
+/// A message as a record of the log.
+fn envelope<'a>(topic: &'a str, message: &'a BorrowedMessage<'_>) -> Envelope<'a> {
     let (timestamp_ms, timestamp_type) = match message.timestamp() {
         Timestamp::NotAvailable => (0, TimestampType::Absent),
         Timestamp::CreateTime(ms) if ms < 0 => (0, TimestampType::Absent),
         Timestamp::CreateTime(ms) => (ms, TimestampType::Created),
         Timestamp::LogAppendTime(ms) => (ms, TimestampType::Appended),
     };
-    let envelope = Envelope {
-        topic: &context.topic,
+    Envelope {
+        topic,
         partition: message.partition(),
         offset: message.offset(),
-        leader_epoch: -1,
+        leader_epoch: identity::leader_epoch(message),
         timestamp_ms,
         timestamp_type,
         received_ms: crate::clock::wall_ms(),
         key: message.key(),
         payload: message.payload(),
-    };
-    lock(&context.intake).take(&envelope, context.now(), effects)
+    }
 }
 
 fn publish(context: &Context) {
@@ -620,13 +720,17 @@ fn publish(context: &Context) {
     snapshot.partitions.extend(intake.machine().progress());
     snapshot.counts = intake.counts();
     snapshot.paused = intake.machine().is_paused();
-    let now_ms = u64::try_from(context.now().as_millis()).unwrap_or(u64::MAX);
-    context.shared.heartbeat_ms.store(now_ms, Ordering::Relaxed);
+    context.shared.heartbeat_ms.store(milliseconds(context.now()), Ordering::Relaxed);
 }
 
-fn client_config(kafka: &KafkaConfig, pipeline: &PipelineConfig) -> ClientConfig {
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// How any client of ours reaches the brokers. What an operator may tune comes first; what the guarantee needs cannot be
+/// overridden and is set behind it.
+fn connection(kafka: &KafkaConfig) -> Result<ClientConfig, SecretError> {
     let mut config = ClientConfig::new();
-    // What an operator may tune comes first; what the guarantee needs cannot be overridden.
     config
         .set("fetch.wait.max.ms", "100")
         .set("fetch.queue.backoff.ms", "20")
@@ -638,9 +742,20 @@ fn client_config(kafka: &KafkaConfig, pipeline: &PipelineConfig) -> ClientConfig
     for (property, value) in &kafka.properties {
         config.set(property, value);
     }
+    for (property, value) in kafka_connection::properties(kafka)?.iter() {
+        config.set(property, value);
+    }
+    // Informational, because a listener that hangs up is not more than that to the client library.
+    config.set_log_level(RDKafkaLogLevel::Info);
+    Ok(config)
+}
+
+fn client_config(
+    kafka: &KafkaConfig,
+    pipeline: &PipelineConfig,
+) -> Result<ClientConfig, SecretError> {
+    let mut config = connection(kafka)?;
     config
-        .set("bootstrap.servers", kafka.bootstrap_servers.join(","))
-        .set("client.id", &kafka.client_id)
         .set("group.id", &pipeline.group_id)
         .set("session.timeout.ms", kafka.session_timeout.as_millis().to_string())
         .set("partition.assignment.strategy", "cooperative-sticky")
@@ -653,6 +768,5 @@ fn client_config(kafka: &KafkaConfig, pipeline: &PipelineConfig) -> ClientConfig
         // Two pipelines of one process are two members of two groups; the name may be the same.
         config.set("group.instance.id", &kafka.group_instance_id);
     }
-    config.set_log_level(RDKafkaLogLevel::Warning);
-    config
+    Ok(config)
 }

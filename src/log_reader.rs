@@ -3,12 +3,14 @@
 //! Without a backlog a gather waits up to `freshness` for more rows of the same series; with one it is full at once,
 //! and its rows travel in larger batches. Synchronous and without a clock, so that the simulator drives it too.
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use storage::definitions::DefinitionMemory;
 use wal::{Chunk, Fs, GapReason, Position, ReadOutcome, Reader, Wal, WalError};
 
+use crate::delivered::{DeliveredOffsets, StretchOffsets};
 use crate::gather::{Gather, GatherConfig, Gathered};
 
 /// Bytes read from the log at a time.
@@ -47,6 +49,9 @@ pub struct LogReader<F: Fs> {
     gather: Option<(Gather, Duration)>,
     next: Position,
     gaps: Vec<LogGap>,
+    /// What was missing at the last look, until somebody owes it.
+    missing: Option<Range<Position>>,
+    delivered: Arc<Mutex<DeliveredOffsets>>,
 }
 
 impl<F: Fs> LogReader<F> {
@@ -57,6 +62,7 @@ impl<F: Fs> LogReader<F> {
         config: GatherConfig,
         look_ahead: LookAhead,
         memory: Arc<Mutex<DefinitionMemory>>,
+        delivered: Arc<Mutex<DeliveredOffsets>>,
     ) -> Self {
         let next = wal.delivered();
         let reader = wal.reader(next);
@@ -70,6 +76,8 @@ impl<F: Fs> LogReader<F> {
             gather: None,
             next,
             gaps: Vec::new(),
+            missing: None,
+            delivered,
         }
     }
 
@@ -77,6 +85,21 @@ impl<F: Fs> LogReader<F> {
     #[must_use]
     pub fn next(&self) -> Position {
         self.next
+    }
+
+    /// Positions that are missing: nothing behind them is read before [`LogReader::owed`] was called.
+    #[must_use]
+    pub fn missing(&self) -> Option<Range<Position>> {
+        self.missing.clone()
+    }
+
+    /// What is missing will be fetched from Kafka again, and the log remembers that: goes on behind it.
+    pub fn owed(&mut self) {
+        if let Some(positions) = self.missing.take() {
+            self.wal.ack(positions.clone());
+            self.next = positions.end;
+            self.note(StretchOffsets::default());
+        }
     }
 
     /// Stretches of the log found damaged since the last call.
@@ -105,11 +128,20 @@ impl<F: Fs> LogReader<F> {
             let full = self.gather.as_ref().is_some_and(|(gather, _)| {
                 gather.rows() >= self.look_ahead.rows_max || gather.bytes() >= GATHER_BYTES_MAX
             });
-            if full {
+            if full || self.missing.is_some() {
                 return Ok(self.finish(now_ms));
             }
             match self.reader.next(&mut self.chunk, CHUNK_BYTES)? {
                 ReadOutcome::Records => self.take_chunk(now, now_ms),
+                ReadOutcome::Gap(positions, _) if self.is_all_acked(&positions) => {
+                    // Delivered and gone: nothing is missing.
+                    let gathered = self.finish(now_ms);
+                    self.next = positions.end;
+                    self.note(StretchOffsets::default());
+                    if gathered.is_some() {
+                        return Ok(gathered);
+                    }
+                }
                 ReadOutcome::Gap(positions, reason) => {
                     self.gaps.push(LogGap {
                         from: positions.start.get(),
@@ -120,13 +152,7 @@ impl<F: Fs> LogReader<F> {
                             GapReason::MissingSegment => "segment file is missing",
                         },
                     });
-                    // Reported as lost, so that nothing behind it waits for it.
-                    self.wal.ack(positions.clone());
-                    let gathered = self.finish(now_ms);
-                    self.next = positions.end;
-                    if gathered.is_some() {
-                        return Ok(gathered);
-                    }
+                    self.missing = Some(positions);
                 }
                 ReadOutcome::CaughtUp => {
                     let due = self.due().is_some_and(|due| now >= due);
@@ -139,14 +165,26 @@ impl<F: Fs> LogReader<F> {
     fn take_chunk(&mut self, now: Duration, now_ms: i64) {
         let (gather, _) =
             self.gather.get_or_insert_with(|| (Gather::new(self.config, self.next), now));
+        let mut offsets = StretchOffsets::default();
         for (position, record) in self.chunk.iter() {
             if self.wal.is_acked(position) {
                 gather.skip();
-            } else {
-                gather.push(record, now_ms);
+            } else if let Some((partition, offset)) = gather.push(record, now_ms) {
+                offsets.saw(partition, offset);
             }
         }
         self.next = gather.end();
+        self.note(offsets);
+    }
+
+    fn is_all_acked(&self, positions: &Range<Position>) -> bool {
+        positions.end <= self.wal.delivered()
+            || (positions.start.get()..positions.end.get())
+                .all(|position| self.wal.is_acked(Position::new(position)))
+    }
+
+    fn note(&self, offsets: StretchOffsets) {
+        self.delivered.lock().unwrap_or_else(PoisonError::into_inner).read(self.next, offsets);
     }
 
     fn finish(&mut self, now_ms: i64) -> Option<Gathered> {

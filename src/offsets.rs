@@ -31,6 +31,18 @@ impl Committable {
     }
 }
 
+/// What the ledger is to say of a partition before its offset is committed: [`Committable`] offsets are the only ones
+/// that can be in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Testimony {
+    /// The partition.
+    pub partition: i32,
+    /// Where consumption began when this process was first given the partition.
+    pub from: i64,
+    /// The next offset that is to be committed.
+    pub next: i64,
+}
+
 /// Whether a message is to be put into the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Intake {
@@ -62,6 +74,8 @@ struct Partition {
     taken: Option<i64>,
     /// Appended, not yet durable: everything before `next` lies before `end` in the log.
     pending: VecDeque<Pending>,
+    /// Everything before it is in the ledger.
+    witnessed: Option<i64>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -74,6 +88,10 @@ struct Pending {
 #[derive(Debug, Default)]
 pub struct Offsets {
     partitions: BTreeMap<i32, Partition>,
+    /// Where consumption of a partition that was given away began when it was first assigned.
+    origins: BTreeMap<i32, i64>,
+    /// Nothing is committed before the ledger has it.
+    needs_witness: bool,
 }
 
 impl Offsets {
@@ -89,7 +107,7 @@ impl Offsets {
     ) {
         let progress =
             PartitionProgress { started_at: start, consumed: start, durable: committed, committed };
-        let mut state = Partition { progress, ..Partition::default() };
+        let mut state = Partition { progress, witnessed: committed, ..Partition::default() };
         if let Some(next) =
             start.filter(|start| committed.is_none_or(|committed| *start > committed))
         {
@@ -100,7 +118,10 @@ impl Offsets {
 
     /// Forgets `partition`; whatever of it becomes durable later is not committed by us.
     pub fn forget(&mut self, partition: i32) {
-        self.partitions.remove(&partition);
+        let state = self.partitions.remove(&partition);
+        if let Some(began) = state.and_then(|state| state.progress.started_at) {
+            self.origins.entry(partition).or_insert(began);
+        }
     }
 
     /// Decides about the message at `offset` and, when it is to be taken, notes it.
@@ -149,11 +170,42 @@ impl Offsets {
             .iter()
             .filter(|(partition, _)| wanted(**partition))
             .filter_map(|(partition, state)| {
-                let next = state.progress.durable?;
+                let durable = state.progress.durable?;
+                let next = if self.needs_witness { durable.min(state.witnessed?) } else { durable };
                 let new = state.progress.committed.is_none_or(|committed| next > committed);
                 new.then_some(Committable { partition: *partition, next })
             })
             .collect()
+    }
+
+    /// What the ledger does not say yet and must before it may be committed, for the partitions that `wanted` accepts.
+    pub fn testimony(&self, wanted: impl Fn(i32) -> bool) -> Vec<Testimony> {
+        if !self.needs_witness {
+            return Vec::new();
+        }
+        self.partitions
+            .iter()
+            .filter(|(partition, _)| wanted(**partition))
+            .filter_map(|(partition, state)| {
+                let next = state.progress.durable?;
+                let began = state.progress.started_at.unwrap_or(next);
+                let from = self.origins.get(partition).copied().unwrap_or(began);
+                let new = state.witnessed.is_none_or(|witnessed| next > witnessed);
+                new.then_some(Testimony { partition: *partition, from, next })
+            })
+            .collect()
+    }
+
+    /// From now on nothing is committed before the ledger has it, or, with `false`, without regard to it.
+    pub fn need_witness(&mut self, needed: bool) {
+        self.needs_witness = needed;
+    }
+
+    /// The ledger of this instance says that everything of `partition` before `next` is in its log.
+    pub fn witnessed(&mut self, partition: i32, next: i64) {
+        if let Some(state) = self.partitions.get_mut(&partition) {
+            state.witnessed = Some(state.witnessed.map_or(next, |old| old.max(next)));
+        }
     }
 
     /// Kafka confirmed that the group's offset of `partition` is `next`.

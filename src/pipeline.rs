@@ -8,6 +8,8 @@
 //! make durable, commit, leave the group; then drain as far as the time allows; then checkpoint and close the log.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -18,21 +20,26 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use storage::Store;
 use storage::definitions::DefinitionMemory;
 use tokio_util::sync::CancellationToken;
-use wal::{Committer, DiskFs, Wal, WalConfig, WalError};
+use wal::{Committer, DiskFs, Position, Wal, WalConfig, WalError};
 
 use crate::breaker::BreakerState;
 use crate::clock::wall_ms;
 use crate::config::{Config, PipelineConfig};
 use crate::dead_letters::DeadLetters;
 use crate::deliver::{DeliverConfig, DeliverCounts};
+use crate::delivered::DeliveredOffsets;
 use crate::delivery::Delivery;
-use crate::envelope::OffsetCarry;
 use crate::gather::{GatherConfig, GatherCounts, Gathered, Kind};
 use crate::ingest::IngestConfig;
 use crate::intake::Intake;
+use crate::kafka::ledger::{LedgerHandle, LedgerKeeper, LedgerSnapshot, LedgerThread};
 use crate::kafka::{IngestEnd, IngestShared, Ingestion};
+use crate::keeper::{self, Keeper};
 use crate::log_reader::{LogGap, LogReader, LookAhead};
+use crate::offset_note::{LogOffsets, OffsetCarry};
+use crate::offset_trail;
 use crate::offsets::PartitionProgress;
+use crate::orders::Orders;
 use crate::writers::{Answer, Writers};
 
 /// How often the log is checkpointed and reclaimed.
@@ -88,11 +95,18 @@ pub struct PipelineView {
     pub wal: Wal<DiskFs>,
     /// The first stage.
     pub ingest: Arc<IngestShared>,
+    ledger: LedgerHandle,
     deliver: Mutex<DeliverSnapshot>,
     deliver_heartbeat_ms: AtomicU64,
 }
 
 impl PipelineView {
+    /// What the ledger says.
+    #[must_use]
+    pub fn ledger(&self) -> LedgerSnapshot {
+        self.ledger.snapshot()
+    }
+
     /// What is known of the second stage.
     #[must_use]
     pub fn deliver(&self) -> DeliverSnapshot {
@@ -129,6 +143,8 @@ pub struct Surroundings {
     pub runtime: tokio::runtime::Handle,
     /// Zero of monotonic time.
     pub started: Instant,
+    /// Stable name of this persister, and of its ledger.
+    pub instance: String,
     /// Takes the first reason to end the process.
     pub fatal: Sender<anyhow::Error>,
 }
@@ -143,6 +159,7 @@ pub struct Pipeline {
     ingest: JoinHandle<Option<IngestEnd>>,
     reader: JoinHandle<()>,
     deliver: JoinHandle<()>,
+    ledger: LedgerThread,
     committer: Committer,
 }
 
@@ -163,6 +180,29 @@ impl Pipeline {
             config.store.definitions_max,
             config.store.definition_refresh,
         )));
+        let log_offsets = LogOffsets::decode(&wal.carry()).context("read offsets of the log")?;
+        let delivered = Arc::new(Mutex::new(DeliveredOffsets::new(
+            &log_offsets.next,
+            wal.delivered(),
+            wal.durable().through(),
+        )));
+        let ledger_keeper = LedgerKeeper {
+            kafka: config.kafka.clone(),
+            topic: pipeline.topic.clone(),
+            group: pipeline.group_id.clone(),
+            instance: surroundings.instance.clone(),
+            keeper: Keeper::new(wal.clone(), Arc::clone(&delivered), log_offsets.next),
+            orders: Orders::of(&config.data_dir, kind),
+            started,
+        };
+        let (ledger, ledger_handle) = {
+            let fatal = surroundings.fatal.clone();
+            LedgerThread::spawn(format!("{}-ledger", kind.name()), ledger_keeper, move |error| {
+                drop(fatal.try_send(anyhow::Error::new(error).context("ledger")));
+            })
+            .context("start ledger thread")?
+        };
+
         let ingest_shared = IngestShared::new();
         let view = Arc::new(PipelineView {
             kind,
@@ -170,6 +210,7 @@ impl Pipeline {
             group_id: pipeline.group_id.clone(),
             wal: wal.clone(),
             ingest: Arc::clone(&ingest_shared),
+            ledger: ledger_handle.clone(),
             deliver: Mutex::new(DeliverSnapshot {
                 writers: vec![WriterCounts::default(); pipeline.writers],
                 ..DeliverSnapshot::default()
@@ -180,11 +221,20 @@ impl Pipeline {
         let ingest_config = IngestConfig {
             commit_interval: config.kafka.commit_interval,
             initial_offset: config.kafka.initial_offset,
+            #[cfg(feature = "mutants")]
+            ledger: crate::mutants::of_the_log() == wal::Mutant::None,
             ..IngestConfig::default()
         };
         let intake = Intake::new(ingest_config, wal.clone()).context("read offsets of the log")?;
-        let ingestion = Ingestion::new(&config.kafka, pipeline, intake, ingest_shared, started)
-            .context("create Kafka consumer")?;
+        let ingestion = Ingestion::new(
+            &config.kafka,
+            pipeline,
+            intake,
+            ingest_shared,
+            ledger_handle.clone(),
+            started,
+        )
+        .context("create Kafka consumer")?;
         let committer = Committer::spawn(wal.clone()).context("start committer thread")?;
 
         let stop_ingest = Arc::new(AtomicBool::new(false));
@@ -216,15 +266,21 @@ impl Pipeline {
             };
             let look_ahead =
                 LookAhead { rows_max: pipeline.gather_rows_max, freshness: pipeline.freshness };
-            let log_reader =
-                LogReader::new(wal.clone(), gather_config, look_ahead, Arc::clone(&memory));
+            let log_reader = LogReader::new(
+                wal.clone(),
+                gather_config,
+                look_ahead,
+                Arc::clone(&memory),
+                Arc::clone(&delivered),
+            );
+            let damage = Damage { dir: log_dir(kind, config), delivered: Arc::clone(&delivered) };
             let (closing, give_up) = (Arc::clone(&closing), give_up.clone());
             let (view, fatal) = (Arc::clone(&view), surroundings.fatal.clone());
             spawn(format!("{}-reader", kind.name()), move || {
                 if let Err(error) =
-                    read_log(log_reader, &view, &gathers, &closing, &give_up, started)
+                    read_log(log_reader, &damage, &view, &gathers, &closing, &give_up, started)
                 {
-                    drop(fatal.try_send(anyhow::Error::new(error).context("read log")));
+                    drop(fatal.try_send(error.context("read log")));
                 }
             })?
         };
@@ -253,6 +309,7 @@ impl Pipeline {
                 memory,
             ),
             wal,
+            delivered,
             writers,
             answered,
             gathers: incoming,
@@ -280,6 +337,7 @@ impl Pipeline {
             ingest,
             reader,
             deliver,
+            ledger,
             committer,
         })
     }
@@ -311,6 +369,7 @@ impl Pipeline {
                 tracing::error!(code = "PANIC", "a thread of the pipeline panicked");
             }
         }
+        self.ledger.stop();
         self.committer.stop();
         let wal = self.view.wal.clone();
         let closed = wal.close(self.started.elapsed());
@@ -333,9 +392,13 @@ impl Pipeline {
     }
 }
 
+fn log_dir(kind: Kind, config: &Config) -> PathBuf {
+    config.data_dir.join("wal").join(kind.name())
+}
+
 fn open_log(kind: Kind, config: &Config, started: Instant) -> anyhow::Result<Wal<DiskFs>> {
     const MIB: u64 = 1 << 20;
-    let dir = config.data_dir.join("wal").join(kind.name());
+    let dir = log_dir(kind, config);
     let (max_bytes, segment_bytes) = match kind {
         Kind::Metrics => (config.wal.metrics_bytes_max.as_u64(), 64 * MIB),
         Kind::Alarms => (config.wal.alarms_bytes_max.as_u64(), 4 * MIB),
@@ -395,12 +458,13 @@ fn spawn<T: Send + 'static>(
 /// Body of the reader thread: ends when closing and everything durable was passed on, or when told to give up.
 fn read_log(
     mut log_reader: LogReader<DiskFs>,
+    damage: &Damage,
     view: &PipelineView,
     gathers: &Sender<Gathered>,
     closing: &AtomicBool,
     give_up: &CancellationToken,
     started: Instant,
-) -> Result<(), WalError> {
+) -> anyhow::Result<()> {
     while !give_up.is_cancelled() {
         // Read before pulling: what was appended before closing is durable by then.
         let hurry = closing.load(Ordering::Relaxed);
@@ -416,6 +480,15 @@ fn read_log(
         }
         if !gaps.is_empty() {
             view.deliver.lock().unwrap_or_else(PoisonError::into_inner).gaps.extend(gaps);
+        }
+        if let (None, Some(positions)) = (&gathered, log_reader.missing()) {
+            if damage.owe(view, &positions)? {
+                log_reader.owed();
+            } else {
+                // The log has no room to note what it owes; nothing behind is read before that is noted.
+                std::thread::sleep(Duration::from_millis(500));
+            }
+            continue;
         }
         let Some(mut gathered) = gathered else {
             if hurry {
@@ -443,10 +516,44 @@ fn read_log(
     Ok(())
 }
 
+/// What is done about positions of the log that cannot be read.
+struct Damage {
+    dir: PathBuf,
+    delivered: Arc<Mutex<DeliveredOffsets>>,
+}
+
+impl Damage {
+    /// Notes durably which Kafka offsets cover positions that are missing, so that they are fetched again. False: no room.
+    fn owe(&self, view: &PipelineView, positions: &Range<Position>) -> anyhow::Result<bool> {
+        let dir = self.dir.display();
+        let fs = DiskFs::open_existing(&self.dir).with_context(|| format!("open {dir}"))?;
+        let known = LogOffsets::decode(&view.wal.carry()).context("read offsets of the log")?.next;
+        let told = self.delivered.lock().unwrap_or_else(PoisonError::into_inner).tell().clone();
+        let owed = offset_trail::cover(&fs, positions, &known, &told)
+            .with_context(|| format!("look for what is missing in {dir}"))?;
+        for range in &owed {
+            tracing::error!(
+                code = "WAL_CORRUPT",
+                pipeline = view.kind.name(),
+                partition = range.partition,
+                from = range.from,
+                to = range.to,
+                "these offsets cover what the log lost: fetched again from Kafka"
+            );
+        }
+        match keeper::owe(&view.wal, owed) {
+            Ok(()) => Ok(true),
+            Err(WalError::NoSpace { .. }) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
 /// The thread between the log and the writers.
 struct DeliverStage {
     delivery: Delivery<DiskFs>,
     wal: Wal<DiskFs>,
+    delivered: Arc<Mutex<DeliveredOffsets>>,
     writers: Writers,
     answered: Receiver<Answer>,
     gathers: Receiver<Gathered>,
@@ -488,7 +595,12 @@ impl DeliverStage {
                 last_checkpoint = now;
                 self.wal.checkpoint(now).context("checkpoint log")?;
                 // A few records that cannot be delivered must not keep the space of all after them.
+                // The ledger waits until the reader has seen them in their new place.
+                let delivered = || self.delivered.lock().unwrap_or_else(PoisonError::into_inner);
+                delivered().freeze();
                 let moved = self.wal.relocate_stuck().context("move stuck records")?;
+                let end = if moved > 0 { self.wal.status().appended } else { Position::ZERO };
+                delivered().thaw(end);
                 if moved > 0 {
                     tracing::info!(
                         pipeline = self.view.kind.name(),

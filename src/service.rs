@@ -15,6 +15,7 @@ use crate::dead_letters::DeadLetters;
 use crate::gather::Kind;
 use crate::http;
 use crate::inspect::{Inspect, Phase};
+use crate::instance;
 use crate::pipeline::{self, Pipeline, PipelineEnd, Surroundings};
 use crate::store::{self, OpenStore};
 
@@ -84,16 +85,21 @@ pub struct Running {
     pub http: std::net::SocketAddr,
 }
 
-/// Runs until `stop` is given or something fails that only a restart repairs. `running` is called once.
+/// Runs until `stop` is given or something fails that only a restart repairs. `running` is called once. With `adopt` a
+/// data directory of another instance becomes this one's.
 ///
 /// # Errors
 /// What could not be started, or what failed; [`crate::exit`] turns it into an exit code.
 pub fn run(
     config: &Config,
+    adopt: bool,
     stop: &StopSignal,
     running: impl FnOnce(&Running),
 ) -> anyhow::Result<Summary> {
     let started = Instant::now();
+    for warning in config.kafka.security.warnings() {
+        tracing::warn!(code = "KAFKA_INSECURE", "{warning}");
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("async")
@@ -107,6 +113,8 @@ pub fn run(
     let address = bound.address;
     std::fs::create_dir_all(&config.data_dir)
         .with_context(|| format!("create data_dir {}", config.data_dir.display()))?;
+    let instance = instance::resolve(config, adopt)?;
+    tracing::info!(instance, "this instance");
     let dead_letters = open_dead_letters(config, started)?;
     let OpenStore { store, read } = store::open(config, runtime.handle())?;
     let (fatal, failed) = crossbeam_channel::bounded(1);
@@ -115,6 +123,7 @@ pub fn run(
         dead_letters: dead_letters.clone(),
         runtime: runtime.handle().clone(),
         started,
+        instance,
         fatal,
     };
     let mut pipelines = Vec::new();
@@ -127,8 +136,14 @@ pub fn run(
         }
     }
     let views = pipelines.iter().map(Pipeline::view).collect();
-    let inspect =
-        Arc::new(Inspect::new(started, views, Arc::clone(&store), read, dead_letters.clone()));
+    let inspect = Arc::new(Inspect::new(
+        started,
+        surroundings.instance.clone(),
+        views,
+        Arc::clone(&store),
+        read,
+        dead_letters.clone(),
+    ));
     let http_stop = CancellationToken::new();
     let http_server = runtime.spawn(http::serve(bound, Arc::clone(&inspect), http_stop.clone()));
     let sampler = {

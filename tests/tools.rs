@@ -13,7 +13,8 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use monasca_persister::dead_letters::{DeadLetter, DeadLetters};
-use monasca_persister::envelope::{Envelope, NextOffsets, OffsetCarry, TimestampType};
+use monasca_persister::envelope::{Envelope, TimestampType};
+use monasca_persister::offset_note::{NextOffsets, OffsetCarry};
 use serde_json::{Value, json};
 use wal::{Batch, Chunk, DiskFs, NoCarry, Position, ReadOutcome, Wal, WalConfig};
 

@@ -48,7 +48,7 @@ pub(super) fn demo(args: &DemoArgs) -> anyhow::Result<ExitCode> {
     let duration = args.duration;
     let (show_stop, show_stopped) = crossbeam_channel::bounded::<()>(0);
     let mut shown = None;
-    let summary = service::run(&config, &signal, |running| {
+    let summary = service::run(&config, false, &signal, |running| {
         let url = format!("http://{}", running.http);
         println!("HTTP      {url}/          (try {url}/api/v1/backlog?pretty)");
         println!("query     {program} query --url {url}");

@@ -2,11 +2,22 @@
 
 use std::process::ExitCode;
 
+use clap::Args;
+
 use super::ConfigFile;
 use crate::service::{self, StopHandle};
 
-pub(super) fn run(file: &ConfigFile) -> anyhow::Result<ExitCode> {
-    let loaded = file.load()?;
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    file: ConfigFile,
+    /// Take over a data directory that belongs to another instance.
+    #[arg(long)]
+    adopt: bool,
+}
+
+pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
+    let loaded = args.file.load()?;
     super::init_logging(&loaded.config)?;
     super::end_on_panic();
     tracing::info!(
@@ -17,7 +28,7 @@ pub(super) fn run(file: &ConfigFile) -> anyhow::Result<ExitCode> {
     );
     let (handle, signal) = service::stop_channel();
     stop_on_signals(handle)?;
-    let summary = service::run(&loaded.config, &signal, |_running| {})?;
+    let summary = service::run(&loaded.config, args.adopt, &signal, |_running| {})?;
     Ok(ExitCode::from(if summary.clean { crate::exit::OK } else { crate::exit::DISK }))
 }
 

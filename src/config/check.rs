@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::{Config, PipelineConfig};
+use super::{Config, PipelineConfig, security};
 
 /// One value that makes no sense.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,7 +21,7 @@ impl fmt::Display for ConfigProblem {
 }
 
 /// librdkafka properties that carry the guarantee or have a key of their own.
-const RESERVED_PROPERTIES: [(&str, &str); 13] = [
+const RESERVED_PROPERTIES: [(&str, &str); 14] = [
     ("enable.auto.commit", "offsets are committed by this program, after the log is durable"),
     ("enable.auto.offset.store", "offsets are committed by this program, after the log is durable"),
     ("auto.commit.interval.ms", "use kafka.commit_interval"),
@@ -32,6 +32,7 @@ const RESERVED_PROPERTIES: [(&str, &str); 13] = [
     ("group.id", "use metrics.group_id and alarms.group_id"),
     ("group.instance.id", "use kafka.group_instance_id"),
     ("bootstrap.servers", "use kafka.bootstrap_servers"),
+    ("metadata.broker.list", "use kafka.bootstrap_servers"),
     ("client.id", "use kafka.client_id"),
     ("session.timeout.ms", "use kafka.session_timeout"),
     ("statistics.interval.ms", "the health check depends on it"),
@@ -54,6 +55,12 @@ impl Config {
         if self.retention > Duration::from_secs(20 * 365 * 86_400) {
             wrong("retention", "must be less than twenty years, Cassandra's limit".to_owned());
         }
+        if !self.instance.is_empty() && !crate::instance::is_name(&self.instance) {
+            wrong(
+                "instance",
+                format!("`{}` is no name: up to 100 of A-Z a-z 0-9 . _ -", self.instance),
+            );
+        }
         if self.kafka.bootstrap_servers.is_empty() {
             wrong("kafka.bootstrap_servers", "needs at least one host:port".to_owned());
         }
@@ -67,6 +74,14 @@ impl Config {
                 wrong(&format!("kafka.properties.{property}"), format!("cannot be set: {instead}"));
             }
         }
+        for property in self.kafka.properties.keys() {
+            if let Some(instead) = security::instead_of_property(property) {
+                wrong(&format!("kafka.properties.{property}"), format!("cannot be set: {instead}"));
+            }
+        }
+        self.kafka
+            .security
+            .problems(|key, problem| wrong(&format!("kafka.security.{key}"), problem));
         if self.kafka.session_timeout < Duration::from_secs(6) {
             wrong(
                 "kafka.session_timeout",

@@ -110,7 +110,8 @@ fn parse_file(path: &Path, text: &str) -> Result<Value, ConfigError> {
     }
     let syntax = |error: serde_saphyr::Error| ConfigError::Syntax {
         path: path.to_owned(),
-        reason: with_suggestion(&error.to_string()),
+        // Without the lines around the place: somebody may have written a password into one of them.
+        reason: with_suggestion(&error.without_snippet().to_string()),
     };
     serde_saphyr::from_str::<Config>(text).map_err(syntax)?;
     serde_saphyr::from_str::<Value>(text).map_err(syntax)
@@ -205,7 +206,7 @@ fn set_from_environment(
             .as_object_mut()
             .ok_or_else(|| wrong(format!("`{part}` is below a key that is not a section")))?;
         if free_form {
-            // Properties have dots in their names; variables cannot: `SSL_CA_LOCATION` is `ssl.ca.location`.
+            // Properties have dots in their names; variables cannot: `CLIENT_RACK` is `client.rack`.
             place = entries.entry(part.replace('_', ".")).or_insert(Value::Null);
             continue;
         }
@@ -274,7 +275,12 @@ mod tests {
                 ("MONASCA_PERSISTER__HTTP__BIND", "127.0.0.1:2"),
                 ("MONASCA_PERSISTER__METRICS__WRITERS", "7"),
                 ("MONASCA_PERSISTER__KAFKA__BOOTSTRAP_SERVERS", "a:1,b:2"),
-                ("MONASCA_PERSISTER__KAFKA__PROPERTIES__SSL_CA_LOCATION", "/ca"),
+                ("MONASCA_PERSISTER__KAFKA__PROPERTIES__CLIENT_RACK", "7"),
+                ("MONASCA_PERSISTER__KAFKA__SECURITY__PROTOCOL", "tls"),
+                ("MONASCA_PERSISTER__KAFKA__SECURITY__TLS__CA_FILE", "/ca"),
+                ("MONASCA_PERSISTER__KAFKA__SECURITY__SASL__MECHANISM", "scram-sha-512"),
+                ("MONASCA_PERSISTER__KAFKA__SECURITY__SASL__USERNAME", "persister"),
+                ("MONASCA_PERSISTER__KAFKA__SECURITY__SASL__PASSWORD_ENV", "PASSWORD"),
                 ("MONASCA_PERSISTER__WAL__HOLD_BACK", "5s"),
                 ("MONASCA_PERSISTER__STORE__CASSANDRA__PASSWORD_FILE", "/run/secret"),
                 ("MONASCA_PERSISTER__STORE__CASSANDRA__USER", "persister"),
@@ -285,7 +291,9 @@ mod tests {
         assert_eq!(config.http.bind.port(), 2);
         assert_eq!(config.metrics.writers, 7);
         assert_eq!(config.kafka.bootstrap_servers, ["a:1", "b:2"]);
-        assert_eq!(config.kafka.properties.get("ssl.ca.location").map(String::as_str), Some("/ca"));
+        assert_eq!(config.kafka.properties.get("client.rack").map(String::as_str), Some("7"));
+        assert_eq!(config.kafka.security.tls.ca_file, Some(PathBuf::from("/ca")));
+        assert_eq!(config.kafka.security.sasl.password_env.as_deref(), Some("PASSWORD"));
         assert_eq!(config.wal.hold_back, std::time::Duration::from_secs(5));
         assert_eq!(config.store.cassandra.password_file, Some(PathBuf::from("/run/secret")));
     }
@@ -305,6 +313,20 @@ mod tests {
         let config = from_text(text, &[("HOST", "a: b # c")]).unwrap();
         assert_eq!(config.kafka.client_id, "p-a: b # c");
         assert!(from_text(text, &[]).unwrap_err().contains("kafka.client_id"));
+    }
+
+    #[test]
+    fn a_password_written_into_the_configuration_is_refused_and_not_repeated() {
+        let error = from_text(
+            "kafka:\n  security:\n    sasl:\n      password: canary-in-file\n      username: u\n",
+            &[],
+        )
+        .unwrap_err();
+        assert!(error.contains("password_file") && !error.contains("canary"), "{error}");
+        let error =
+            from_text("", &[("MONASCA_PERSISTER__KAFKA__SECURITY__SASL__PASSWORD", "canary")])
+                .unwrap_err();
+        assert!(error.contains("password_") && !error.contains("canary"), "{error}");
     }
 
     #[test]

@@ -12,6 +12,7 @@ use prometheus_client::registry::Registry;
 
 use crate::breaker::BreakerState;
 use crate::inspect::{Backlog, Inspect, LogActivity, Status};
+use crate::offset_ranges::OffsetRange;
 
 /// Prefix of every name.
 const PREFIX: &str = "monasca_persister";
@@ -181,6 +182,34 @@ impl Snapshot {
             "paused",
             "1 while consumption is paused because the log is full",
             self.of_status(|status| if status.paused { 1.0 } else { 0.0 }),
+        )?;
+        self.encode_ledger(encoder)
+    }
+
+    fn encode_ledger(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), Error> {
+        counter(
+            encoder,
+            "ledger_entries",
+            "Entries of the ledger that Kafka confirmed",
+            self.of_status(|status| status.ledger.counts.ledger_entries),
+        )?;
+        counter(
+            encoder,
+            "messages_fetched_again",
+            "Messages that were owed and are in the log again",
+            self.of_status(|status| status.ledger.counts.fetched_again),
+        )?;
+        gauge(
+            encoder,
+            "owed_offsets",
+            "Offsets that were taken and lost, and are being fetched again",
+            self.of_status(|status| double(offsets(&status.ledger.owed))),
+        )?;
+        gauge(
+            encoder,
+            "lost_offsets",
+            "Owed offsets that Kafka does not have any more, until a person takes note",
+            self.of_status(|status| double(offsets(&status.ledger.lost))),
         )
     }
 
@@ -387,6 +416,10 @@ impl Snapshot {
 }
 
 /// Upper bounds in seconds, and how many fell into each bucket.
+fn offsets(ranges: &[OffsetRange]) -> u64 {
+    ranges.iter().map(OffsetRange::offsets).fold(0, u64::saturating_add)
+}
+
 fn buckets(latency: &wal::Latency) -> Vec<(f64, u64)> {
     let bounds = wal::BUCKET_MICROS.iter().map(|micros| double(*micros) / 1e6);
     bounds.chain(std::iter::once(f64::MAX)).zip(latency.counts).collect()

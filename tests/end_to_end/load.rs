@@ -19,6 +19,8 @@ pub struct Plan {
     pub series: usize,
     pub alarms: usize,
     pub per_s: u64,
+    /// Times begin so many milliseconds later: another plan's rows are other rows.
+    pub later_ms: i64,
 }
 
 /// What must become of a message.
@@ -144,14 +146,16 @@ fn messages(plan: Plan, now_ms: i64) -> Vec<Sent> {
     let mut messages = Vec::new();
     let every = (plan.metrics / plan.alarms.max(1)).max(1);
     for number in 0..plan.metrics {
-        let timestamp_ms = now_ms - 1_000_000 + i64::try_from(messages.len()).unwrap();
+        let timestamp_ms =
+            now_ms - 1_000_000 + plan.later_ms + i64::try_from(messages.len()).unwrap();
         messages.push(if number % 100 == 7 {
             poison(number, timestamp_ms)
         } else {
             metric(plan, number, timestamp_ms)
         });
         if number % every == 0 && number / every < plan.alarms {
-            let timestamp_ms = now_ms - 1_000_000 + i64::try_from(messages.len()).unwrap();
+            let timestamp_ms =
+                now_ms - 1_000_000 + plan.later_ms + i64::try_from(messages.len()).unwrap();
             messages.push(transition(number / every, timestamp_ms));
         }
     }

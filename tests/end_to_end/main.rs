@@ -14,6 +14,7 @@
 )]
 
 mod audit;
+mod ledger;
 mod load;
 mod persister;
 
@@ -94,7 +95,7 @@ fn nothing_is_lost_or_repeated_while_everything_is_killed() {
     let load = Load::start(
         &kafka,
         &site,
-        Plan { metrics: 100_000, series: 2_000, alarms: 2_000, per_s: 2_500 },
+        Plan { metrics: 100_000, series: 2_000, alarms: 2_000, per_s: 2_500, later_ms: 0 },
     );
     let mut persister = Persister::start(&site, "one", &[]);
     let mut written_before_kills = 0;
@@ -150,7 +151,7 @@ fn a_stop_ends_in_time_while_kafka_and_cassandra_are_away_and_loses_nothing() {
     let load = Load::start(
         &kafka,
         &site,
-        Plan { metrics: 20_000, series: 500, alarms: 200, per_s: 2_000 },
+        Plan { metrics: 20_000, series: 500, alarms: 200, per_s: 2_000, later_ms: 0 },
     );
     let persister = Persister::start(&site, "one", &[]);
     std::thread::sleep(Duration::from_secs(4));
@@ -178,7 +179,7 @@ fn two_persisters_share_a_topic_and_one_dies_and_comes_back() {
     let load = Load::start(
         &kafka,
         &site,
-        Plan { metrics: 30_000, series: 500, alarms: 500, per_s: 1_500 },
+        Plan { metrics: 30_000, series: 500, alarms: 500, per_s: 1_500, later_ms: 0 },
     );
     let one = Persister::start(&site, "one", &[]);
     let mut two = Persister::start(&site, "two", &[]);
@@ -208,8 +209,11 @@ fn the_audit_notices_a_persister_that_commits_before_its_log_is_durable() {
         // A static member has its partitions back at once, so every kill falls into its work.
         ("MONASCA_PERSISTER__KAFKA__GROUP_INSTANCE_ID", "one"),
     ];
-    let load =
-        Load::start(&kafka, &site, Plan { metrics: 40_000, series: 500, alarms: 10, per_s: 2_000 });
+    let load = Load::start(
+        &kafka,
+        &site,
+        Plan { metrics: 40_000, series: 500, alarms: 10, per_s: 2_000, later_ms: 0 },
+    );
     let mut persister = Persister::start(&site, "one", &wrong_build);
     for _ in 0..4 {
         persister.wait_taken(1_000, Duration::from_secs(60));

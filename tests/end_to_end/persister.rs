@@ -50,6 +50,7 @@ impl Site {
         let set = |key: &str, value: &str| (format!("MONASCA_PERSISTER__{key}"), value.to_owned());
         vec![
             set("DATA_DIR", &self.dir.path().join(instance).to_string_lossy()),
+            set("INSTANCE", instance),
             set("KAFKA__BOOTSTRAP_SERVERS", &self.bootstrap),
             set("KAFKA__SESSION_TIMEOUT", "6s"),
             set("METRICS__TOPIC", &self.metrics_topic),
@@ -59,6 +60,11 @@ impl Site {
             set("STORE__CASSANDRA__CONSISTENCY", "ONE"),
             set("WAL__HOLD_BACK", "2s"),
         ]
+    }
+
+    /// Both logs of an instance.
+    pub fn log_dir(&self, instance: &str) -> std::path::PathBuf {
+        self.dir.path().join(instance).join("wal")
     }
 
     /// Runs a command of the program to its end: success, and what it printed.
@@ -197,6 +203,54 @@ impl Persister {
             self.json("/api/v1/status"),
             self.process.log_tail()
         ))
+    }
+
+    /// Messages that were owed and fetched again by this process.
+    pub fn fetched_again(&self) -> u64 {
+        let status = self.json("/api/v1/status");
+        ["metrics", "alarms"]
+            .iter()
+            .map(|pipeline| {
+                status["pipelines"][pipeline]["ledger"]["fetched_again"].as_u64().unwrap()
+            })
+            .sum()
+    }
+
+    /// Waits until the ledgers were read and nothing is owed; damage shows when the reader comes to it.
+    pub fn wait_nothing_owed(&self, timeout: Duration) -> Result<(), String> {
+        let deadline = Instant::now() + timeout;
+        let mut quiet = 0;
+        while Instant::now() < deadline {
+            let status = self.json("/api/v1/status");
+            let done = ["metrics", "alarms"].iter().all(|pipeline| {
+                let ledger = &status["pipelines"][pipeline]["ledger"];
+                ledger["open"] == true && ledger["owed"].as_array().unwrap().is_empty()
+            });
+            quiet = if done { quiet + 1 } else { 0 };
+            if quiet > 12 {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(250));
+        }
+        Err(format!("something is owed after {timeout:?}:\n{}", self.process.log_tail()))
+    }
+
+    /// Waits until no order is left in the data directory.
+    pub fn wait_order_carried_out(
+        &self,
+        site: &Site,
+        instance: &str,
+        timeout: Duration,
+    ) -> Result<(), String> {
+        let deadline = Instant::now() + timeout;
+        let orders = site.dir.path().join(instance).join("orders");
+        while Instant::now() < deadline {
+            if std::fs::read_dir(&orders).unwrap().next().is_none() {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        Err(format!("not carried out after {timeout:?}:\n{}", self.process.log_tail()))
     }
 
     /// SIGTERM: it must end by itself with exit code 0. Returns the rows it wrote.

@@ -1,6 +1,8 @@
-//! A Kafka that fits in a page: partitions, one group's committed offsets, nothing else.
+//! A Kafka that fits in a page: partitions, one group's committed offsets and its ledger, nothing else.
 
 use std::collections::BTreeMap;
+
+use monasca_persister::keeper::Written;
 
 /// What a message is, so that the oracle knows what must become of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,11 +28,13 @@ pub struct Message {
 pub struct Kafka {
     pub partitions: Vec<Vec<Message>>,
     pub committed: BTreeMap<i32, i64>,
+    /// The ledger's group.
+    pub ledger: BTreeMap<i32, Written>,
 }
 
 impl Kafka {
     pub fn new(partitions: usize) -> Self {
-        Self { partitions: vec![Vec::new(); partitions], committed: BTreeMap::new() }
+        Self { partitions: vec![Vec::new(); partitions], ..Self::default() }
     }
 
     pub fn message(&self, partition: i32, offset: i64) -> Option<&Message> {

@@ -6,19 +6,24 @@ use std::time::Duration;
 
 use monasca_persister::dead_letters::DeadLetters;
 use monasca_persister::deliver::{DeliverConfig, UnitId};
+use monasca_persister::delivered::DeliveredOffsets;
 use monasca_persister::delivery::Delivery;
-use monasca_persister::envelope::{Envelope, OffsetCarry, TimestampType};
+use monasca_persister::envelope::{Envelope, TimestampType};
 use monasca_persister::gather::{GatherConfig, Kind, Unit};
 use monasca_persister::ingest::{Effect, Event, IngestConfig, Start};
 use monasca_persister::intake::Intake;
+use monasca_persister::keeper::{self, Keeper, Written};
 use monasca_persister::log_reader::{LogReader, LookAhead};
-use monasca_persister::offsets::Committable;
+use monasca_persister::offset_note::{LogOffsets, OffsetCarry};
+use monasca_persister::offset_ranges::OffsetRanges;
+use monasca_persister::offset_trail;
+use monasca_persister::offsets::{Committable, Testimony};
 use storage::definitions::DefinitionMemory;
 use storage::{IdScheme, StoreError, Verdict};
 use wal::sim::SimDisk;
 use wal::{NoCarry, Wal, WalConfig};
 
-use crate::kafka::Kafka;
+use crate::kafka::{Kafka, Message};
 use crate::store::Store;
 use crate::world::{Bug, Dice, Tally};
 
@@ -41,6 +46,9 @@ pub struct Process {
     intake: Intake<SimDisk>,
     reader: LogReader<SimDisk>,
     delivery: Delivery<SimDisk>,
+    keeper: Keeper<SimDisk>,
+    disk: SimDisk,
+    bug: Bug,
     /// Offset the consumer fetches next, per assigned partition.
     fetch: BTreeMap<i32, i64>,
     paused: bool,
@@ -71,11 +79,24 @@ impl Process {
         kafka: &Kafka,
         now: Duration,
         dice: &mut Dice,
+        bug: Bug,
+        rotten: bool,
     ) -> Result<Self, Died> {
         let (wal, report) =
             Wal::open(disks[0].clone(), wal_config(), Box::<OffsetCarry>::default(), now)
                 .map_err(Died::of)?;
-        assert!(report.gaps.is_empty(), "I1: acknowledged records are gone: {:?}", report.gaps);
+        assert!(
+            rotten || report.gaps.is_empty(),
+            "I1: acknowledged records are gone: {:?}",
+            report.gaps
+        );
+        let next = LogOffsets::decode(&wal.carry()).unwrap().next;
+        let delivered = Arc::new(Mutex::new(DeliveredOffsets::new(
+            &next,
+            wal.delivered(),
+            wal.durable().through(),
+        )));
+        let keeper = Keeper::new(wal.clone(), Arc::clone(&delivered), next);
         let (dead, report) =
             Wal::open(disks[1].clone(), wal_config_of_dead_letters(), Box::new(NoCarry), now)
                 .map_err(Died::of)?;
@@ -92,7 +113,8 @@ impl Process {
             message_bytes_max: 4096,
         };
         let look_ahead = LookAhead { rows_max: 20, freshness: Duration::from_secs(1) };
-        let reader = LogReader::new(wal.clone(), gather, look_ahead, Arc::clone(&memory));
+        let reader =
+            LogReader::new(wal.clone(), gather, look_ahead, Arc::clone(&memory), delivered);
         let deliver = DeliverConfig {
             in_flight_max: 8,
             needs_flush: dice.one_in(3),
@@ -109,6 +131,9 @@ impl Process {
             intake,
             reader,
             delivery,
+            keeper,
+            disk: disks[0].clone(),
+            bug,
             fetch: BTreeMap::new(),
             paused: false,
             commits: Vec::new(),
@@ -119,6 +144,113 @@ impl Process {
             process.assign(partition, kafka, now);
         }
         Ok(process)
+    }
+
+    /// The ledger's thread reads it once.
+    pub fn open_ledger(&mut self, kafka: &Kafka, tally: &mut Tally) -> Result<(), Died> {
+        let nothing = BTreeMap::new();
+        let ledger = if self.bug == Bug::TrustForeignLog { &nothing } else { &kafka.ledger };
+        let opened = match self.keeper.opened("cluster", "topic", ledger) {
+            Err(wal::WalError::NoSpace { .. }) => return Ok(()),
+            opened => opened.map_err(Died::of)?,
+        };
+        tally.missing_at_start += u64::from(!opened.is_empty());
+        Ok(())
+    }
+
+    /// What this instance is known to owe.
+    pub fn owed(&self) -> OffsetRanges {
+        self.keeper.log_offsets().owed
+    }
+
+    /// The ledger's thread commits it; the request or the answer may be lost.
+    pub fn keep_ledger(
+        &mut self,
+        kafka: &mut Kafka,
+        now: Duration,
+        dice: &mut Dice,
+        tally: &mut Tally,
+    ) -> Result<(), Died> {
+        if !self.keeper.is_open() {
+            return self.open_ledger(kafka, tally);
+        }
+        let commits = self.keeper.due(now, 0);
+        if commits.is_empty() || dice.one_in(10) {
+            return Ok(());
+        }
+        for commit in &commits {
+            assert!(
+                commit.delivered <= commit.entry.next,
+                "the ledger says that more is delivered than was taken: {commit:?}"
+            );
+            let written = Written { delivered: commit.delivered, entry: commit.entry.clone() };
+            kafka.ledger.insert(commit.partition, written);
+        }
+        if !dice.one_in(10) {
+            for (partition, next) in self.keeper.confirmed(&commits, now) {
+                self.intake.on(Event::Witnessed { partition, next }, now, &mut Vec::new());
+            }
+        }
+        Ok(())
+    }
+
+    /// The ledger's thread fetches some of what is owed.
+    pub fn fetch_owed(
+        &mut self,
+        kafka: &Kafka,
+        now_ms: i64,
+        dice: &mut Dice,
+        tally: &mut Tally,
+    ) -> Result<(), Died> {
+        let Some(owed) = self.keeper.next_owed() else { return Ok(()) };
+        let mut next = owed.from;
+        for _ in 0..=dice.below(20) {
+            let Some(message) = kafka.message(owed.partition, next) else { break };
+            if next >= owed.to {
+                break;
+            }
+            let envelope = envelope(owed.partition, next, message, now_ms);
+            match self.keeper.take(next, &envelope) {
+                Err(wal::WalError::NoSpace { .. }) => return Ok(()),
+                taken => taken.map_err(Died::of)?,
+            }
+            tally.fetched_again += 1;
+            next += 1;
+        }
+        match self.keeper.fetched_to(owed.partition, owed.from, next) {
+            Err(wal::WalError::NoSpace { .. }) => Ok(()),
+            fetched => fetched.map_err(Died::of),
+        }
+    }
+
+    fn testify(&mut self, testimony: &[Testimony], now: Duration) {
+        for (partition, next) in self.keeper.testify(testimony) {
+            self.intake.on(Event::Witnessed { partition, next }, now, &mut Vec::new());
+        }
+        if self.bug == Bug::CommitBeforeLedger {
+            for said in testimony {
+                let event = Event::Witnessed { partition: said.partition, next: said.next };
+                self.intake.on(event, now, &mut Vec::new());
+            }
+        }
+    }
+
+    /// Both last acts for partitions that are given away.
+    fn settle(
+        &mut self,
+        partitions: &[i32],
+        kafka: &mut Kafka,
+        now: Duration,
+        dice: &mut Dice,
+        tally: &mut Tally,
+    ) -> Result<(), Died> {
+        let testimony = self.intake.settle(partitions, now).map_err(Died::of)?;
+        self.testify(&testimony, now);
+        self.keep_ledger(kafka, now, dice, tally)?;
+        for offset in self.intake.committable_of(partitions) {
+            kafka.committed.insert(offset.partition(), offset.next());
+        }
+        Ok(())
     }
 
     fn assign(&mut self, partition: i32, kafka: &Kafka, now: Duration) {
@@ -135,12 +267,13 @@ impl Process {
                 self.fetch.insert(*partition, offset);
             }
         }
-        self.apply(effects);
+        self.apply(effects, now);
     }
 
-    fn apply(&mut self, effects: Vec<Effect>) {
+    fn apply(&mut self, effects: Vec<Effect>, now: Duration) {
         for effect in effects {
             match effect {
+                Effect::Testify(testimony) => self.testify(&testimony, now),
                 Effect::Commit(offsets) => self.commits.push(offsets),
                 Effect::Pause(_) => self.paused = true,
                 Effect::Resume(_) => self.paused = false,
@@ -170,23 +303,13 @@ impl Process {
         let mut effects = Vec::new();
         for _ in 0..=dice.below(30) {
             let Some(message) = kafka.message(partition, offset) else { break };
-            let envelope = Envelope {
-                topic: "metrics",
-                partition,
-                offset,
-                leader_epoch: -1,
-                timestamp_ms: message.timestamp_ms,
-                timestamp_type: TimestampType::Created,
-                received_ms: now_ms,
-                key: None,
-                payload: message.payload.as_deref(),
-            };
+            let envelope = envelope(partition, offset, message, now_ms);
             self.intake.take(&envelope, now, &mut effects).map_err(Died::of)?;
             offset += 1;
         }
         let fetch = self.fetch.entry(partition).or_insert(0);
         *fetch = (*fetch).max(offset);
-        self.apply(effects);
+        self.apply(effects, now);
         if dice.one_in(8) {
             // A turn that ends before its append: the process may die with these in memory only.
             return Ok(());
@@ -199,7 +322,7 @@ impl Process {
         let mut effects = Vec::new();
         self.intake.append(now, &mut effects).map_err(Died::of)?;
         self.intake.tick(now, &mut effects);
-        self.apply(effects);
+        self.apply(effects, now);
         Ok(())
     }
 
@@ -224,7 +347,8 @@ impl Process {
         if self.commits.is_empty() {
             return;
         }
-        let offsets = self.commits.remove(dice.index(self.commits.len()));
+        // One connection: in order.
+        let offsets = self.commits.remove(0);
         let (applied, answered) = (!dice.one_in(10), !dice.one_in(10));
         for offset in offsets {
             if applied {
@@ -244,14 +368,13 @@ impl Process {
         kafka: &mut Kafka,
         now: Duration,
         dice: &mut Dice,
+        tally: &mut Tally,
     ) -> Result<(), Died> {
         let partition = i32::try_from(dice.below(kafka.partitions.len() as u64)).unwrap();
         if dice.one_in(4) {
             // Lost: nothing may be committed.
         } else {
-            for offset in self.intake.settle(&[partition], now).map_err(Died::of)? {
-                kafka.committed.insert(offset.partition(), offset.next());
-            }
+            self.settle(&[partition], kafka, now, dice, tally)?;
         }
         self.intake.on(Event::Gone { partition }, now, &mut Vec::new());
         // Commits of the old assignment arrive no more.
@@ -262,6 +385,20 @@ impl Process {
 
     /// The reader looks ahead and hands over what is complete.
     pub fn deliver(&mut self, now: Duration, now_ms: i64, hurry: bool) -> Result<(), Died> {
+        if let Some(positions) = self.reader.missing() {
+            let known = self.keeper.log_offsets().next;
+            let owed =
+                offset_trail::cover(&self.disk, &positions, &known, &self.keeper.delivered())
+                    .map_err(Died::of)?;
+            match self.bug {
+                Bug::IgnoreGap => self.reader.owed(),
+                _ => match keeper::owe(&self.wal, owed) {
+                    Ok(()) => self.reader.owed(),
+                    Err(wal::WalError::NoSpace { .. }) => {}
+                    Err(error) => return Err(Died::of(error)),
+                },
+            }
+        }
         if self.delivery.machine().outstanding_rows() < 60
             && let Some(gathered) = self.reader.pull(hurry, now, now_ms).map_err(Died::of)?
         {
@@ -346,17 +483,23 @@ impl Process {
         });
         let status = self.wal.status();
         consumed
+            && self.keeper.is_open()
+            && self.owed().is_empty()
             && status.backlog_records == 0
             && self.delivery.is_idle()
             && self.requests.is_empty()
     }
 
     /// A clean stop.
-    pub fn stop(mut self, kafka: &mut Kafka, now: Duration) -> Result<(), Died> {
+    pub fn stop(
+        mut self,
+        kafka: &mut Kafka,
+        now: Duration,
+        dice: &mut Dice,
+        tally: &mut Tally,
+    ) -> Result<(), Died> {
         let partitions: Vec<i32> = self.fetch.keys().copied().collect();
-        for offset in self.intake.settle(&partitions, now).map_err(Died::of)? {
-            kafka.committed.insert(offset.partition(), offset.next());
-        }
+        self.settle(&partitions, kafka, now, dice, tally)?;
         self.wal.close(now).map_err(Died::of)?;
         self.dead_letters.wal().close(now).map_err(Died::of)?;
         Ok(())
@@ -365,7 +508,18 @@ impl Process {
     /// Where it stands, for the message of a failed run.
     pub fn describe(&self) -> String {
         format!(
-            "{:?}; paused {}, holding {}, outstanding rows {}, requests {}, breaker {:?}",
+            "progress {:?}, owed {:?}, cover {:?}, ledger read {}, missing {:?}, fetching from {:?}; {:?}; paused {}, holding {}, outstanding rows {}, requests {}, breaker {:?}",
+            self.intake.machine().progress().collect::<Vec<_>>(),
+            self.owed(),
+            self.reader.missing().map(|positions| offset_trail::cover(
+                &self.disk,
+                &positions,
+                &self.keeper.log_offsets().next,
+                &self.keeper.delivered()
+            )),
+            self.keeper.is_open(),
+            self.reader.missing(),
+            self.fetch,
             self.wal.status(),
             self.paused,
             self.intake.is_holding(),
@@ -373,6 +527,20 @@ impl Process {
             self.requests.len(),
             self.delivery.machine().breaker()
         )
+    }
+}
+
+fn envelope(partition: i32, offset: i64, message: &Message, received_ms: i64) -> Envelope<'_> {
+    Envelope {
+        topic: "metrics",
+        partition,
+        offset,
+        leader_epoch: -1,
+        timestamp_ms: message.timestamp_ms,
+        timestamp_type: TimestampType::Created,
+        received_ms,
+        key: None,
+        payload: message.payload.as_deref(),
     }
 }
 

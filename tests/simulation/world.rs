@@ -14,6 +14,12 @@ use crate::store::Store;
 pub enum Bug {
     None,
     CommitBeforeDurable,
+    /// The group's offset does not wait for the ledger.
+    CommitBeforeLedger,
+    /// What the ledger says about another log, or an older copy of this one, is not looked at.
+    TrustForeignLog,
+    /// What the log lost is acknowledged and forgotten.
+    IgnoreGap,
 }
 
 /// Random numbers from a seed (splitmix64).
@@ -55,6 +61,11 @@ pub struct Tally {
     pub store_failures: u64,
     pub store_writes: u64,
     pub dead_letters: u64,
+    pub disks_lost: u64,
+    pub disks_rolled_back: u64,
+    pub disks_rotten: u64,
+    pub missing_at_start: u64,
+    pub fetched_again: u64,
 }
 
 impl Tally {
@@ -69,6 +80,11 @@ impl Tally {
         self.store_failures += other.store_failures;
         self.store_writes += other.store_writes;
         self.dead_letters += other.dead_letters;
+        self.disks_lost += other.disks_lost;
+        self.disks_rolled_back += other.disks_rolled_back;
+        self.disks_rotten += other.disks_rotten;
+        self.missing_at_start += other.missing_at_start;
+        self.fetched_again += other.fetched_again;
     }
 }
 
@@ -81,6 +97,10 @@ pub struct World {
     store: Store,
     /// The log and the dead letters: crashes take both.
     disks: [SimDisk; 2],
+    /// A copy of the log's disk that somebody made.
+    backup: Option<SimDisk>,
+    /// The log's disk has rotten bytes.
+    rotten: bool,
     sequence: u32,
     store_up: bool,
     tally: Tally,
@@ -101,6 +121,8 @@ impl World {
             kafka: Kafka::new(partitions),
             store: Store::default(),
             disks,
+            backup: None,
+            rotten: false,
             sequence: 0,
             store_up: true,
             tally: Tally::default(),
@@ -138,7 +160,7 @@ impl World {
             let disk = self.dice.index(2);
             self.disks[disk].fail_after(operations);
         }
-        let started = Process::start(&self.disks, &self.kafka, self.now, &mut self.dice);
+        let started = self.start();
         let Ok(mut process) = started else {
             self.tally.crashes_while_opening += 1;
             self.crash();
@@ -149,7 +171,7 @@ impl World {
                 break;
             }
         }
-        let stopped = self.dice.one_in(5) && process.stop(&mut self.kafka, self.now).is_ok();
+        let stopped = self.dice.one_in(5) && self.stop(process).is_ok();
         // A disk may die with the very last operation.
         if stopped && !self.disks.iter().any(SimDisk::is_stopped) {
             self.tally.clean_stops += 1;
@@ -158,10 +180,19 @@ impl World {
         self.crash();
     }
 
+    fn start(&mut self) -> Result<Process, crate::process::Died> {
+        let Self { disks, kafka, now, dice, bug, rotten, .. } = self;
+        Process::start(disks, kafka, *now, dice, *bug, *rotten)
+    }
+
+    fn stop(&mut self, process: Process) -> Result<(), crate::process::Died> {
+        process.stop(&mut self.kafka, self.now, &mut self.dice, &mut self.tally)
+    }
+
     fn step(&mut self, process: &mut Process) -> Result<(), crate::process::Died> {
         self.now += Duration::from_millis(self.dice.below(120));
         let now_ms = self.now_ms();
-        match self.dice.below(20) {
+        match self.dice.below(24) {
             0..=2 => self.produce(),
             3..=6 => {
                 process.poll(&self.kafka, self.now, now_ms, &mut self.dice, &mut self.tally)?
@@ -182,9 +213,13 @@ impl World {
                 }
             }
             18 => process.checkpoint(self.now)?,
+            19..=21 => {
+                process.keep_ledger(&mut self.kafka, self.now, &mut self.dice, &mut self.tally)?
+            }
+            22 => process.fetch_owed(&self.kafka, now_ms, &mut self.dice, &mut self.tally)?,
             _ if self.dice.one_in(2) => {
                 self.tally.rebalances += 1;
-                process.rebalance(&mut self.kafka, self.now, &mut self.dice)?;
+                process.rebalance(&mut self.kafka, self.now, &mut self.dice, &mut self.tally)?;
             }
             _ => self.store_up = !self.dice.one_in(3),
         }
@@ -224,20 +259,65 @@ impl World {
         self.tally.power_cuts += u64::from(level == CrashLevel::PowerCut);
         let disks = [self.disks[0].crash(level), self.disks[1].crash(level)];
         self.disks = disks;
+        self.harm_the_log();
+        if self.rotten {
+            // What is missing shows when a reader comes to it; the end of the run tells.
+            return;
+        }
         // What recovery makes of it is what counts; it runs on a copy, the real one comes with the next start.
         let copy = [self.disks[0].fork(), self.disks[1].fork()];
-        let process = Process::start(&copy, &self.kafka, self.now, &mut Dice(1));
-        if let Err(died) = &process {
-            panic!("a healthy disk cannot be opened: {}", died.0);
+        let started =
+            Process::start(&copy, &self.kafka, self.now, &mut Dice(1), self.bug, self.rotten);
+        let owed = started.and_then(|mut process| {
+            process.open_ledger(&self.kafka, &mut Tally::default())?;
+            Ok(process.owed())
+        });
+        let owed =
+            owed.unwrap_or_else(|died| panic!("a healthy disk cannot be opened: {}", died.0));
+        oracle::check_committed(&self.kafka, &self.store, &copy, &owed);
+    }
+
+    /// Sometimes the disk with the log is lost, an older copy is put back, or bytes rot. Its next start must notice.
+    fn harm_the_log(&mut self) {
+        match self.dice.below(12) {
+            0 => {
+                self.tally.disks_lost += 1;
+                self.disks[0] = SimDisk::new(self.dice.next());
+                self.rotten = false;
+            }
+            1 => {
+                if let Some(backup) = self.backup.take() {
+                    self.tally.disks_rolled_back += 1;
+                    self.disks[0] = backup;
+                }
+            }
+            2 | 3 if !self.rotten => self.backup = Some(self.disks[0].fork()),
+            // Once: rot that meets what was fetched again because of rot is one fault more than is provided for.
+            4 if !self.rotten => {
+                self.tally.disks_rotten += 1;
+                self.rotten = true;
+                self.backup = None;
+                let names = self.disks[0].file_names();
+                if let Some(name) = names.get(self.dice.index(names.len())) {
+                    let mut bytes = self.disks[0].read_file(name).unwrap_or_default();
+                    // Files are prepared ahead, and most of what was not written is zero: there rot changes nothing.
+                    let written = bytes.iter().rposition(|byte| *byte != 0).unwrap_or(0);
+                    let at = self.dice.index(written + 1);
+                    if let Some(byte) = bytes.get_mut(at) {
+                        *byte ^= 1 << self.dice.below(8);
+                        self.disks[0].write_file(name, &bytes);
+                    }
+                }
+            }
+            _ => {}
         }
-        drop(process);
-        oracle::check_committed(&self.kafka, &self.store, &copy);
     }
 
     fn come_to_rest(&mut self) {
         self.store_up = true;
         self.heal_disks();
-        let mut process = Process::start(&self.disks, &self.kafka, self.now, &mut self.dice)
+        let mut process = self
+            .start()
             .unwrap_or_else(|died| panic!("a healthy disk cannot be opened: {}", died.0));
         // I9: without faults everything is delivered within bounded time.
         for _ in 0..20_000 {
@@ -250,6 +330,12 @@ impl World {
                 .and_then(|()| process.deliver(self.now, now_ms, false))
                 .and_then(|()| process.checkpoint(self.now));
             alive.unwrap_or_else(|died| panic!("a healthy disk failed: {}", died.0));
+            process
+                .keep_ledger(&mut self.kafka, self.now, &mut self.dice, &mut self.tally)
+                .and_then(|()| {
+                    process.fetch_owed(&self.kafka, now_ms, &mut self.dice, &mut self.tally)
+                })
+                .unwrap_or_else(|died| panic!("a healthy disk failed: {}", died.0));
             process.answer_commit(&mut self.kafka, self.now, &mut self.dice);
             for _ in 0..8 {
                 let answered = process.answer_request(
@@ -262,12 +348,16 @@ impl World {
                 answered.unwrap_or_else(|died| panic!("a healthy disk failed: {}", died.0));
             }
             if process.is_done(&self.kafka) {
-                process
-                    .stop(&mut self.kafka, self.now)
+                self.stop(process)
                     .unwrap_or_else(|died| panic!("a healthy disk failed: {}", died.0));
                 return;
             }
         }
-        panic!("I9: not at rest after 1,000 s without faults: {}", process.describe());
+        panic!(
+            "I9: not at rest after 1,000 s without faults: committed {:?}, ledger {:?}, {}",
+            self.kafka.committed,
+            self.kafka.ledger,
+            process.describe()
+        );
     }
 }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::format::BLOCK_BYTES;
+
 const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
 
@@ -95,6 +97,11 @@ impl WalConfig {
     pub const SEGMENT_BYTES_MIN: u64 = 16 * KIB;
     /// The longest record any configuration may allow; lengths on the disk are checked against it.
     pub const RECORD_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+    /// Bytes that records leave free for batches without records.
+    pub(crate) fn note_reserve(&self) -> u64 {
+        (self.segment_bytes / 16).clamp(BLOCK_BYTES, 64 * 1024)
+    }
 
     /// Checks every field.
     ///

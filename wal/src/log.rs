@@ -177,8 +177,8 @@ struct Queued {
 }
 
 impl<F: Fs> Log<F> {
-    /// Whether a frame of this size can be queued without breaking a bound.
-    fn has_room(&self, state: &State<F::File>, frame_bytes: u64) -> bool {
+    /// Whether a frame of this size can be queued without breaking a bound, and leaves `reserve` bytes.
+    fn has_room(&self, state: &State<F::File>, frame_bytes: u64, reserve: u64) -> bool {
         if bug!(NoQuota) {
             return true;
         }
@@ -190,7 +190,7 @@ impl<F: Fs> Log<F> {
         if commit.queued_bytes() > 0 && commit.queued_bytes() + frame_bytes > queue_max {
             return false;
         }
-        let planned = commit.planned_bytes() + planned_bytes(frame_bytes);
+        let planned = commit.planned_bytes() + planned_bytes(frame_bytes) + reserve;
         let offer = commit.offer();
         let next_room = match state.stock.next {
             Some(next) if next.written => {
@@ -366,9 +366,11 @@ impl<F: Fs> Wal<F> {
         }
         let encoded = Encoded::of(&batch, log.config.compression);
         let frame_bytes = encoded.frame_bytes(&batch);
+        // Records leave some room to those without any: a full log must still be able to note what it owes.
+        let reserve = if batch.is_empty() { 0 } else { log.config.note_reserve() };
         let mut state = lock(&log.state);
         refuse(&state)?;
-        if !log.has_room(&state, frame_bytes) {
+        if !log.has_room(&state, frame_bytes, reserve) {
             // With an empty queue it is the files that stand ready that take the room.
             state.shed_stock = state.commit.idle();
             return Err(AppendError::Full(batch));

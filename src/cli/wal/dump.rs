@@ -10,9 +10,10 @@ use clap::Args;
 use wal::{Loss, Position, Salvaged};
 
 use super::Log;
-use super::offsets::{Hole, describe_hole};
+use super::offsets::describe_hole;
 use super::record::Shown;
 use crate::exit;
+use crate::offset_trail::Hole;
 
 #[derive(Debug, Args)]
 #[command(

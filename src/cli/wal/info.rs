@@ -9,7 +9,7 @@ use wal::{Inventory, Position, SegmentEntry, inventory};
 
 use super::record::rfc3339;
 use super::{Log, LogArgs, flaw_json, place};
-use crate::envelope::NextOffsets;
+use crate::offset_note::NextOffsets;
 
 pub(super) fn info(args: &LogArgs) -> anyhow::Result<ExitCode> {
     let log = Log::open(&args.directory)?;

@@ -19,12 +19,13 @@ use clap::Args;
 use serde_json::json;
 use wal::{AppendError, Batch, Carry, DiskFs, Loss, NoCarry, Position, Salvaged, Wal, WalConfig};
 
-use super::offsets::{Hole, hole_json};
+use super::offsets::hole_json;
 use super::progress::Progress;
-use super::verify::{Trail, print_holes};
+use super::verify::print_holes;
 use super::{Log, NotALog, flaw_json, place};
-use crate::envelope::{NextOffsets, OffsetCarry};
 use crate::exit;
+use crate::offset_note::{NextOffsets, OffsetCarry};
+use crate::offset_trail::{Hole, LogTrail};
 
 /// Written and synced together.
 const COMMIT_BYTES: usize = 4 << 20;
@@ -59,7 +60,7 @@ pub(super) fn salvage(args: &SalvageArgs) -> anyhow::Result<ExitCode> {
     let mut progress = Progress::new("salvage", &inventory);
     let largest = inventory.segments.iter().map(|segment| segment.bytes).max().unwrap_or(0);
     let from = if args.all { Position::ZERO } else { inventory.delivered };
-    let mut trail = Trail::default();
+    let mut trail = LogTrail::default();
     let mut copy = Copy::new(&args.to, largest, log.holds_dead_letters());
     let mut stopped = None;
     let summary = wal::salvage(&log.fs, |salvaged| {

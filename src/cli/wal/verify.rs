@@ -5,62 +5,20 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use serde_json::json;
-use wal::{Loss, SalvageSummary, Salvaged, SalvagedFrame};
+use wal::{Loss, SalvageSummary, Salvaged};
 
-use super::offsets::{Hole, OffsetTrail, describe, describe_hole, hole_json};
+use super::offsets::{describe, describe_hole, hole_json};
 use super::progress::Progress;
 use super::{Log, LogArgs, flaw_json, place};
-use crate::envelope::{Envelope, NextOffsets};
 use crate::exit;
-
-/// Folds what a walk shows into an [`OffsetTrail`]. Annotations that cannot be read say nothing: records do.
-#[derive(Default)]
-pub(super) struct Trail {
-    pub offsets: OffsetTrail,
-    /// The topic that the records name.
-    pub topic: Option<String>,
-}
-
-impl Trail {
-    pub fn note(&mut self, salvaged: &Salvaged<'_>) {
-        match salvaged {
-            Salvaged::Carry { saved, .. } => {
-                if let Ok(next) = NextOffsets::decode(saved) {
-                    self.offsets.carry(&next);
-                }
-            }
-            Salvaged::Annotation(annotation) => {
-                if let Ok(next) = NextOffsets::decode(annotation) {
-                    self.offsets.annotation(&next);
-                }
-            }
-            Salvaged::Missing { range, loss } => self.offsets.missing(range.clone(), *loss),
-            Salvaged::Frame(frame) => self.frame(frame),
-        }
-    }
-
-    fn frame(&mut self, frame: &SalvagedFrame<'_>) {
-        let annotation = frame.annotation.and_then(|bytes| NextOffsets::decode(bytes).ok());
-        if annotation.is_none() || self.topic.is_none() || self.offsets.wants_records() {
-            for (_, record) in frame.records() {
-                if let Ok(message) = Envelope::decode(record) {
-                    self.offsets.record(message.partition, message.offset);
-                    self.topic.get_or_insert_with(|| message.topic.to_owned());
-                }
-            }
-        }
-        if let Some(next) = annotation {
-            self.offsets.annotation(&next);
-        }
-    }
-}
+use crate::offset_trail::{Hole, LogTrail};
 
 pub(super) fn verify(args: &LogArgs) -> anyhow::Result<ExitCode> {
     let log = Log::open(&args.directory)?;
     let failed = || format!("read {}", log.path.display());
     let mut progress = Progress::new("verify", &wal::inventory(&log.fs).with_context(failed)?);
     let dead_letters = log.holds_dead_letters();
-    let mut trail = Trail::default();
+    let mut trail = LogTrail::default();
     let summary = wal::salvage(&log.fs, |salvaged| {
         if let Salvaged::Frame(frame) = &salvaged {
             progress.at(frame.segment, frame.byte_at);

@@ -25,9 +25,26 @@ pub struct KafkaBuilder {
     port: Option<u16>,
     properties: String,
     cpu: Option<usize>,
+    listeners: Vec<(String, String)>,
+    users: Vec<String>,
 }
 
 impl KafkaBuilder {
+    /// Adds a listener with one of Kafka's protocols, for example `SASL_SSL`; see [`Kafka::listener`]. Its own
+    /// properties begin with `listener.name.` and the name in small letters.
+    #[must_use]
+    pub fn listener(mut self, name: &str, protocol: &str) -> Self {
+        self.listeners.push((name.to_owned(), protocol.to_owned()));
+        self
+    }
+
+    /// Adds a user for a SCRAM mechanism.
+    #[must_use]
+    pub fn scram_user(mut self, mechanism: &str, name: &str, password: &str) -> Self {
+        self.users.push(format!("{mechanism}=[name={name},password={password}]"));
+        self
+    }
+
     /// Clients are told to connect to this `host:port`, for example a [`crate::Link`]'s.
     #[must_use]
     pub fn advertise(mut self, address: impl Into<String>) -> Self {
@@ -68,7 +85,24 @@ impl KafkaBuilder {
             None => free_port()?,
         };
         let bootstrap = self.advertised.unwrap_or_else(|| format!("127.0.0.1:{port}"));
+        let mut listeners = BTreeMap::new();
+        for (name, _) in &self.listeners {
+            // By name, because certificates are made for names.
+            listeners.insert(name.clone(), format!("localhost:{}", free_port()?));
+        }
         let properties = include_str!("../services/kafka/server.properties")
+            .replace(
+                "@LISTENERS@",
+                &listeners.iter().map(|(name, at)| format!(",{name}://{at}")).collect::<String>(),
+            )
+            .replace(
+                "@PROTOCOLS@",
+                &self
+                    .listeners
+                    .iter()
+                    .map(|(name, protocol)| format!(",{name}:{protocol}"))
+                    .collect::<String>(),
+            )
             .replace("@PORT@", &port.to_string())
             .replace("@CONTROLLER_PORT@", &free_port()?.to_string())
             .replace("@ADVERTISED@", &bootstrap)
@@ -91,6 +125,7 @@ impl KafkaBuilder {
                 "-c",
             ])
             .arg(&config)
+            .args(self.users.iter().flat_map(|user| ["--add-scram", user]))
             .output()
             .map_err(HarnessError::io("format Kafka's storage"))?;
         if !formatted.status.success() {
@@ -108,6 +143,7 @@ impl KafkaBuilder {
             builder,
             bootstrap,
             local: format!("127.0.0.1:{port}"),
+            listeners,
             dir: Some(dir),
         };
         kafka.wait_ready()?;
@@ -122,6 +158,7 @@ pub struct Kafka {
     builder: ProcessBuilder,
     bootstrap: String,
     local: String,
+    listeners: BTreeMap<String, String>,
     dir: Option<TempDir>,
 }
 
@@ -144,6 +181,12 @@ impl Kafka {
     #[must_use]
     pub fn bootstrap(&self) -> String {
         self.bootstrap.clone()
+    }
+
+    /// `localhost:port` of a listener that [`KafkaBuilder::listener`] added.
+    #[must_use]
+    pub fn listener(&self, name: &str) -> Option<&str> {
+        self.listeners.get(name).map(String::as_str)
     }
 
     /// SIGKILL.

@@ -9,6 +9,7 @@ pub mod jars;
 pub mod kafka;
 pub mod link;
 pub mod process;
+pub mod tls;
 
 use std::net::TcpListener;
 use std::path::PathBuf;

@@ -1,0 +1,341 @@
+//! Who the brokers must be and who we are: TLS and SASL to Kafka. Secrets are named here, never held: a file or a
+//! variable, read when a client is made.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// TLS and SASL to the brokers.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct KafkaSecurity {
+    /// Plaintext is the default because that is what an older persister spoke; it is never fallen back to.
+    pub protocol: KafkaProtocol,
+    /// Used when `protocol` is `tls`.
+    pub tls: KafkaTls,
+    /// Used when it names a mechanism.
+    pub sasl: KafkaSasl,
+}
+
+/// Whether connections are encrypted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KafkaProtocol {
+    /// Readable by everybody on the way.
+    #[default]
+    Plaintext,
+    /// Encrypted, with the broker's certificate and name verified.
+    Tls,
+}
+
+/// Certificates, in PEM files or a PKCS#12 key store.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct KafkaTls {
+    /// Certificates that the broker's must be signed by; absent: those the system trusts.
+    pub ca_file: Option<PathBuf>,
+    /// Our certificate and its chain, for brokers that ask for one. Together with `key_file`.
+    pub certificate_file: Option<PathBuf>,
+    /// Its private key.
+    pub key_file: Option<PathBuf>,
+    /// File that holds the private key's password.
+    pub key_password_file: Option<PathBuf>,
+    /// Variable that holds the private key's password.
+    pub key_password_env: Option<String>,
+    /// Certificate and private key in one PKCS#12 file, instead of `certificate_file` and `key_file`.
+    pub keystore_file: Option<PathBuf>,
+    /// File that holds the key store's password.
+    pub keystore_password_file: Option<PathBuf>,
+    /// Variable that holds the key store's password.
+    pub keystore_password_env: Option<String>,
+    /// Takes a certificate that was made for another host name. Said at every start.
+    pub insecure_skip_hostname_verification: bool,
+    /// Takes any certificate from anybody. Said at every start.
+    pub insecure_skip_verification: bool,
+}
+
+/// User and password.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct KafkaSasl {
+    /// How we prove who we are; absent: not by SASL.
+    pub mechanism: Option<SaslMechanism>,
+    /// User.
+    pub username: String,
+    /// File that holds the password.
+    pub password_file: Option<PathBuf>,
+    /// Variable that holds the password.
+    pub password_env: Option<String>,
+}
+
+/// A way of proving who we are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub enum SaslMechanism {
+    /// The password itself is sent: only over TLS.
+    Plain,
+    /// The password stays here.
+    ScramSha256,
+    /// The password stays here.
+    ScramSha512,
+}
+
+impl SaslMechanism {
+    const ALL: [(&'static str, Self); 3] = [
+        ("plain", Self::Plain),
+        ("scram-sha-256", Self::ScramSha256),
+        ("scram-sha-512", Self::ScramSha512),
+    ];
+
+    /// Its name among Kafka's.
+    #[must_use]
+    pub fn kafka_name(self) -> &'static str {
+        match self {
+            Self::Plain => "PLAIN",
+            Self::ScramSha256 => "SCRAM-SHA-256",
+            Self::ScramSha512 => "SCRAM-SHA-512",
+        }
+    }
+}
+
+impl From<SaslMechanism> for String {
+    fn from(mechanism: SaslMechanism) -> Self {
+        mechanism.kafka_name().to_lowercase()
+    }
+}
+
+impl TryFrom<String> for SaslMechanism {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Self, String> {
+        let known = Self::ALL.iter().find(|(known, _)| *known == name.to_lowercase());
+        known.map(|(_, mechanism)| *mechanism).ok_or_else(|| {
+            let names = Self::ALL.map(|(known, _)| known).join(", ");
+            format!(
+                "SASL mechanism `{name}` is none of {names}; OAUTHBEARER and GSSAPI (Kerberos) are not part of this program"
+            )
+        })
+    }
+}
+
+impl KafkaSecurity {
+    /// Calls `wrong` with the key, below `kafka.security`, and what is wrong with it.
+    pub(super) fn problems(&self, mut wrong: impl FnMut(&str, String)) {
+        let Self { protocol, tls, sasl } = self;
+        if *protocol == KafkaProtocol::Plaintext && *tls != KafkaTls::default() {
+            wrong(
+                "tls",
+                "is given, but kafka.security.protocol is plaintext: nothing would be encrypted; set it to tls"
+                    .to_owned(),
+            );
+        }
+        if tls.certificate_file.is_some() != tls.key_file.is_some() {
+            wrong("tls.key_file", "certificate_file and key_file belong together".to_owned());
+        }
+        if tls.keystore_file.is_some() && tls.certificate_file.is_some() {
+            wrong(
+                "tls.keystore_file",
+                "is given beside certificate_file: keep one of the two".to_owned(),
+            );
+        }
+        for (key, owner, owned, file, variable) in [
+            (
+                "tls.key_password",
+                "key_file",
+                tls.key_file.is_some(),
+                &tls.key_password_file,
+                &tls.key_password_env,
+            ),
+            (
+                "tls.keystore_password",
+                "keystore_file",
+                tls.keystore_file.is_some(),
+                &tls.keystore_password_file,
+                &tls.keystore_password_env,
+            ),
+            (
+                "sasl.password",
+                "mechanism",
+                sasl.mechanism.is_some(),
+                &sasl.password_file,
+                &sasl.password_env,
+            ),
+        ] {
+            if file.is_some() && variable.is_some() {
+                wrong(
+                    &format!("{key}_env"),
+                    format!("is given beside {key}_file: keep one of the two"),
+                );
+            }
+            if (file.is_some() || variable.is_some()) && !owned {
+                wrong(&format!("{key}_file"), format!("is of no use without {owner}"));
+            }
+            if variable.as_ref().is_some_and(|name| name.is_empty() || name.contains(['=', '\0'])) {
+                wrong(&format!("{key}_env"), "is not the name of a variable".to_owned());
+            }
+        }
+        match sasl.mechanism {
+            None if !sasl.username.is_empty() => {
+                wrong("sasl.username", "is of no use without mechanism".to_owned());
+            }
+            None => {}
+            Some(mechanism) => {
+                if sasl.username.is_empty() {
+                    wrong("sasl.username", "is needed by the mechanism".to_owned());
+                }
+                if sasl.password_file.is_none() && sasl.password_env.is_none() {
+                    wrong(
+                        "sasl.password_file",
+                        "the mechanism needs a password: give password_file or password_env"
+                            .to_owned(),
+                    );
+                }
+                if mechanism == SaslMechanism::Plain && *protocol == KafkaProtocol::Plaintext {
+                    wrong(
+                        "sasl.mechanism",
+                        "plain without TLS sends the password in the clear: set kafka.security.protocol to tls, or use scram-sha-512"
+                            .to_owned(),
+                    );
+                }
+            }
+        }
+    }
+
+    /// What an operator should know at every start, because it is allowed and yet not safe.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<&'static str> {
+        let mut warnings = Vec::new();
+        if self.tls.insecure_skip_verification {
+            warnings.push(
+                "kafka.security.tls.insecure_skip_verification: anybody can pretend to be a broker",
+            );
+        } else if self.tls.insecure_skip_hostname_verification {
+            warnings.push(
+                "kafka.security.tls.insecure_skip_hostname_verification: anybody with a certificate of this CA can pretend to be a broker",
+            );
+        }
+        if self.protocol == KafkaProtocol::Plaintext && self.sasl.mechanism.is_some() {
+            warnings.push(
+                "kafka.security.protocol is plaintext: the password is not sent, but messages can be read and changed on their way",
+            );
+        }
+        warnings
+    }
+}
+
+/// What to use instead of a librdkafka property that belongs to this section; `None` when it does not.
+pub(super) fn instead_of_property(property: &str) -> Option<String> {
+    let key = match property {
+        "security.protocol" => "protocol, and kafka.security.sasl.mechanism",
+        "ssl.ca.location" | "ssl.ca.pem" | "ssl.truststore.location" => "tls.ca_file",
+        "ssl.certificate.location" | "ssl.certificate.pem" => "tls.certificate_file",
+        "ssl.key.location" | "ssl.key.pem" => "tls.key_file",
+        "ssl.key.password" => "tls.key_password_file or key_password_env",
+        "ssl.keystore.location" => "tls.keystore_file",
+        "ssl.keystore.password" => "tls.keystore_password_file or keystore_password_env",
+        "ssl.endpoint.identification.algorithm" => "tls.insecure_skip_hostname_verification",
+        "enable.ssl.certificate.verification" => "tls.insecure_skip_verification",
+        "sasl.mechanism" | "sasl.mechanisms" => "sasl.mechanism",
+        "sasl.username" => "sasl.username",
+        "sasl.password" => "sasl.password_file or password_env",
+        _ if ["ssl.", "ssl_", "sasl.", "enable.sasl.", "enable.ssl."]
+            .iter()
+            .any(|prefix| property.starts_with(prefix)) =>
+        {
+            return Some(
+                "kafka.security decides about TLS and SASL and has no key for it".to_owned(),
+            );
+        }
+        _ => return None,
+    };
+    Some(format!("use kafka.security.{key}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    fn problems(change: impl FnOnce(&mut KafkaSecurity)) -> Vec<String> {
+        let mut config = Config::default();
+        change(&mut config.kafka.security);
+        config.problems().iter().map(ToString::to_string).collect()
+    }
+
+    fn with_password(mechanism: SaslMechanism) -> KafkaSasl {
+        KafkaSasl {
+            mechanism: Some(mechanism),
+            username: "persister".to_owned(),
+            password_file: Some("/run/password".into()),
+            password_env: None,
+        }
+    }
+
+    #[test]
+    fn plain_is_refused_without_tls_and_taken_with_it() {
+        let refused = problems(|security| security.sasl = with_password(SaslMechanism::Plain));
+        assert!(refused.join("").starts_with("kafka.security.sasl.mechanism: plain without TLS"));
+        let taken = problems(|security| {
+            security.protocol = KafkaProtocol::Tls;
+            security.sasl = with_password(SaslMechanism::Plain);
+        });
+        assert_eq!(taken, Vec::<String>::new());
+    }
+
+    #[test]
+    fn certificates_beside_plaintext_are_refused_because_nothing_would_be_encrypted() {
+        let refused = problems(|security| security.tls.ca_file = Some("/ca.pem".into()));
+        assert!(refused.join("").starts_with("kafka.security.tls: is given"), "{refused:?}");
+    }
+
+    #[test]
+    fn a_mechanism_needs_a_user_and_exactly_one_place_of_the_password() {
+        let none = problems(|security| security.sasl.mechanism = Some(SaslMechanism::ScramSha256));
+        assert!(none.iter().any(|problem| problem.contains("sasl.username")), "{none:?}");
+        assert!(none.iter().any(|problem| problem.contains("password_file or password_env")));
+        let both = problems(|security| {
+            security.sasl = with_password(SaslMechanism::ScramSha512);
+            security.sasl.password_env = Some("PASSWORD".to_owned());
+        });
+        assert!(both.join("").contains("keep one of the two"), "{both:?}");
+    }
+
+    #[test]
+    fn what_is_of_no_use_is_refused() {
+        let user = problems(|security| security.sasl.username = "persister".to_owned());
+        assert!(user.join("").contains("kafka.security.sasl.username"), "{user:?}");
+        let half = problems(|security| {
+            security.protocol = KafkaProtocol::Tls;
+            security.tls.certificate_file = Some("/certificate.pem".into());
+            security.tls.keystore_password_file = Some("/password".into());
+        });
+        assert!(half.iter().any(|problem| problem.contains("belong together")), "{half:?}");
+        assert!(half.iter().any(|problem| problem.contains("keystore_password_file")), "{half:?}");
+    }
+
+    #[test]
+    fn properties_that_this_section_owns_are_refused_with_the_key_to_use() {
+        for (property, key) in [
+            ("security.protocol", "kafka.security.protocol"),
+            ("ssl.ca.location", "kafka.security.tls.ca_file"),
+            ("sasl.password", "kafka.security.sasl.password_file"),
+            ("ssl.endpoint.identification.algorithm", "insecure_skip_hostname_verification"),
+            ("enable.ssl.certificate.verification", "insecure_skip_verification"),
+            ("sasl.oauthbearer.method", "has no key for it"),
+        ] {
+            let mut config = Config::default();
+            config.kafka.properties.insert(property.to_owned(), "x".to_owned());
+            let problems = config.problems();
+            assert_eq!(problems.len(), 1, "{property}: {problems:?}");
+            assert_eq!(problems[0].key, format!("kafka.properties.{property}"));
+            assert!(problems[0].problem.contains(key), "{problems:?}");
+        }
+    }
+
+    #[test]
+    fn a_mechanism_that_is_not_built_in_is_refused_in_words() {
+        let error = SaslMechanism::try_from("OAUTHBEARER".to_owned()).unwrap_err();
+        assert!(error.contains("plain, scram-sha-256, scram-sha-512"), "{error}");
+        assert!(error.contains("not part of this program"), "{error}");
+    }
+}

@@ -1,0 +1,276 @@
+//! How far each partition is delivered, as the ledger tells it: a lower bound that is never too high. Pure.
+//!
+//! The log's delivered watermark counts positions; Kafka wants offsets. The reader notes which offsets lie in each
+//! stretch it has read; a stretch counts once the watermark has passed it. What was appended out of order (records that
+//! were moved, or fetched again) has to be seen by the reader first: until then the old value stands.
+
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, VecDeque};
+
+use wal::Position;
+
+use crate::offset_note::NextOffsets;
+
+/// Stretches remembered one by one; beyond that, neighbours are joined, which delays the value and nothing else.
+const STRETCHES_MAX: usize = 4096;
+
+/// Offsets of one partition in a stretch of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Span {
+    lowest: i64,
+    next: i64,
+}
+
+#[derive(Debug)]
+struct Stretch {
+    end: Position,
+    spans: BTreeMap<i32, Span>,
+}
+
+/// Collects the offsets of a stretch while it is read.
+#[derive(Debug, Default)]
+pub struct StretchOffsets(BTreeMap<i32, Span>);
+
+impl StretchOffsets {
+    /// A record of the stretch.
+    pub fn saw(&mut self, partition: i32, offset: i64) {
+        let next = offset.saturating_add(1);
+        self.0
+            .entry(partition)
+            .and_modify(|span| {
+                span.lowest = span.lowest.min(offset);
+                span.next = span.next.max(next);
+            })
+            .or_insert(Span { lowest: offset, next });
+    }
+}
+
+/// For each partition the offset before which everything this instance took is delivered.
+#[derive(Debug)]
+pub struct DeliveredOffsets {
+    /// Read and not delivered.
+    stretches: VecDeque<Stretch>,
+    /// Next offset after everything delivered.
+    delivered: BTreeMap<i32, i64>,
+    /// What was told last: stands while `read_to` is before `exact_from`.
+    told: BTreeMap<i32, i64>,
+    read_to: Position,
+    exact_from: Position,
+    /// Records are being moved: see [`DeliveredOffsets::freeze`].
+    frozen: bool,
+}
+
+impl DeliveredOffsets {
+    /// For a log that was just opened: `next` is what it holds up to `end`, and everything before `delivered` is
+    /// delivered.
+    #[must_use]
+    pub fn new(next: &NextOffsets, delivered: Position, end: Position) -> Self {
+        let caught_up = delivered >= end;
+        let told = if caught_up { next.iter().collect() } else { BTreeMap::new() };
+        Self {
+            stretches: VecDeque::new(),
+            delivered: next.iter().collect(),
+            told,
+            read_to: delivered,
+            exact_from: end,
+            frozen: false,
+        }
+    }
+
+    /// Nothing higher than this is told until the reader knows better: what the ledger said before the log was opened.
+    pub fn recall(&mut self, partition: i32, delivered: i64) {
+        let told = self.told.entry(partition).or_insert(delivered);
+        *told = (*told).min(delivered);
+    }
+
+    /// The reader has read up to `end` and seen these offsets since the last call.
+    pub fn read(&mut self, end: Position, offsets: StretchOffsets) {
+        self.read_to = self.read_to.max(end);
+        if !offsets.0.is_empty() {
+            self.stretches.push_back(Stretch { end, spans: offsets.0 });
+        }
+        if self.stretches.len() > STRETCHES_MAX {
+            self.join_neighbours();
+        }
+    }
+
+    /// If the partition was never seen before, its first message is at `from` or behind.
+    pub fn first_seen(&mut self, partition: i32, from: i64) {
+        // Of one that the log knew when it was opened, older offsets may still wait in it.
+        if let Entry::Vacant(unknown) = self.delivered.entry(partition) {
+            unknown.insert(from);
+            self.told.entry(partition).or_insert(from);
+        }
+    }
+
+    /// True while the reader has not seen everything that was there before it began, or that was appended out of order.
+    #[must_use]
+    pub fn is_behind(&self) -> bool {
+        self.frozen || self.read_to < self.exact_from
+    }
+
+    /// Records before `end` were appended out of order: nothing new is told before the reader has seen them.
+    pub fn out_of_order(&mut self, end: Position) {
+        self.exact_from = self.exact_from.max(end);
+    }
+
+    /// As [`DeliveredOffsets::out_of_order`], for records of `partition` from offset `lowest` on.
+    pub fn fetched_again(&mut self, partition: i32, lowest: i64, end: Position) {
+        self.recall(partition, lowest);
+        self.out_of_order(end);
+    }
+
+    /// Records may be moved from now on: nothing new is told before [`DeliveredOffsets::thaw`].
+    pub fn freeze(&mut self) {
+        self.frozen = true;
+    }
+
+    /// Everything that was moved lies before `end`.
+    pub fn thaw(&mut self, end: Position) {
+        self.frozen = false;
+        self.out_of_order(end);
+    }
+
+    /// Takes the log's delivered watermark.
+    pub fn advance(&mut self, delivered: Position) {
+        while self.stretches.front().is_some_and(|stretch| stretch.end <= delivered) {
+            let Some(stretch) = self.stretches.pop_front() else { return };
+            for (partition, span) in stretch.spans {
+                let next = self.delivered.entry(partition).or_insert(span.next);
+                *next = (*next).max(span.next);
+            }
+        }
+    }
+
+    /// For each partition known, the offset before which everything is delivered.
+    pub fn tell(&mut self) -> &BTreeMap<i32, i64> {
+        if !self.is_behind() {
+            let mut now = self.delivered.clone();
+            for (partition, span) in self.stretches.iter().flat_map(|stretch| &stretch.spans) {
+                now.entry(*partition)
+                    .and_modify(|next| *next = (*next).min(span.lowest))
+                    .or_insert(span.lowest);
+            }
+            self.told = now;
+        }
+        &self.told
+    }
+
+    fn join_neighbours(&mut self) {
+        let mut joined: VecDeque<Stretch> = VecDeque::with_capacity(STRETCHES_MAX);
+        for (number, stretch) in std::mem::take(&mut self.stretches).into_iter().enumerate() {
+            match joined.back_mut() {
+                Some(last) if !number.is_multiple_of(2) => {
+                    last.end = stretch.end;
+                    for (partition, span) in stretch.spans {
+                        last.spans
+                            .entry(partition)
+                            .and_modify(|known| {
+                                known.lowest = known.lowest.min(span.lowest);
+                                known.next = known.next.max(span.next);
+                            })
+                            .or_insert(span);
+                    }
+                }
+                _ => joined.push_back(stretch),
+            }
+        }
+        self.stretches = joined;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(position: u64) -> Position {
+        Position::new(position)
+    }
+
+    fn stretch(offsets: &[(i32, i64)]) -> StretchOffsets {
+        let mut stretch = StretchOffsets::default();
+        offsets.iter().for_each(|(partition, offset)| stretch.saw(*partition, *offset));
+        stretch
+    }
+
+    fn told(offsets: &mut DeliveredOffsets, delivered: u64) -> Vec<(i32, i64)> {
+        offsets.advance(at(delivered));
+        offsets.tell().iter().map(|(partition, next)| (*partition, *next)).collect()
+    }
+
+    #[test]
+    fn an_offset_counts_once_the_stretch_it_lies_in_is_delivered() {
+        let mut offsets = DeliveredOffsets::new(&NextOffsets::default(), at(0), at(0));
+        offsets.first_seen(0, 100);
+        offsets.first_seen(1, 7);
+        offsets.read(at(3), stretch(&[(0, 100), (0, 101), (1, 7)]));
+        offsets.read(at(4), stretch(&[(0, 102)]));
+        assert_eq!(told(&mut offsets, 2), [(0, 100), (1, 7)]);
+        assert_eq!(told(&mut offsets, 3), [(0, 102), (1, 8)]);
+        assert_eq!(told(&mut offsets, 4), [(0, 103), (1, 8)]);
+    }
+
+    #[test]
+    fn after_a_restart_the_old_value_stands_until_the_backlog_was_read() {
+        let next: NextOffsets = [(0, 500), (1, 50)].into_iter().collect();
+        let mut offsets = DeliveredOffsets::new(&next, at(10), at(20));
+        offsets.recall(0, 300);
+        offsets.recall(1, 40);
+        offsets.read(at(15), stretch(&[(0, 310)]));
+        assert_eq!(told(&mut offsets, 12), [(0, 300), (1, 40)]);
+        offsets.read(at(20), stretch(&[(0, 499)]));
+        assert_eq!(told(&mut offsets, 12), [(0, 310), (1, 50)]);
+        assert_eq!(told(&mut offsets, 20), [(0, 500), (1, 50)]);
+    }
+
+    #[test]
+    fn what_is_appended_out_of_order_holds_the_value_until_it_was_read() {
+        let next: NextOffsets = [(0, 500)].into_iter().collect();
+        let mut offsets = DeliveredOffsets::new(&next, at(20), at(20));
+        assert_eq!(told(&mut offsets, 20), [(0, 500)]);
+        // Offset 120 is moved to position 20, and its old place acked.
+        offsets.read(at(21), stretch(&[(0, 500)]));
+        assert_eq!(told(&mut offsets, 20), [(0, 500)]);
+        offsets.freeze();
+        assert_eq!(told(&mut offsets, 21), [(0, 500)]);
+        offsets.thaw(at(22));
+        assert_eq!(told(&mut offsets, 21), [(0, 500)]);
+        offsets.read(at(22), stretch(&[(0, 120)]));
+        assert_eq!(told(&mut offsets, 21), [(0, 120)]);
+        assert_eq!(told(&mut offsets, 22), [(0, 501)]);
+    }
+
+    #[test]
+    fn what_is_fetched_again_counts_as_undelivered_until_it_is_delivered_again() {
+        let next: NextOffsets = [(0, 500)].into_iter().collect();
+        let mut offsets = DeliveredOffsets::new(&next, at(20), at(20));
+        offsets.fetched_again(0, 450, at(22));
+        assert_eq!(told(&mut offsets, 20), [(0, 450)]);
+        offsets.read(at(22), stretch(&[(0, 450), (0, 455)]));
+        assert_eq!(told(&mut offsets, 20), [(0, 450)]);
+        assert_eq!(told(&mut offsets, 22), [(0, 500)]);
+    }
+
+    #[test]
+    fn nothing_is_told_of_a_partition_whose_backlog_was_not_read_before_the_ledger_is() {
+        let next: NextOffsets = [(0, 500)].into_iter().collect();
+        let mut offsets = DeliveredOffsets::new(&next, at(10), at(20));
+        offsets.first_seen(0, 500);
+        assert_eq!(told(&mut offsets, 10), []);
+        offsets.recall(0, 300);
+        assert_eq!(told(&mut offsets, 10), [(0, 300)]);
+    }
+
+    #[test]
+    fn joined_stretches_count_when_the_later_one_is_delivered() {
+        let mut offsets = DeliveredOffsets::new(&NextOffsets::default(), at(0), at(0));
+        let many = u64::try_from(STRETCHES_MAX).unwrap() + 1;
+        for position in 0..many {
+            let offset = i64::try_from(position).unwrap();
+            offsets.read(at(position + 1), stretch(&[(0, offset)]));
+        }
+        assert!(offsets.stretches.len() <= STRETCHES_MAX);
+        assert_eq!(told(&mut offsets, 3), [(0, 2)]);
+        assert_eq!(told(&mut offsets, many), [(0, i64::try_from(many).unwrap())]);
+    }
+}

@@ -1,0 +1,90 @@
+//! What the safe API of the client library does not tell: the leader epoch of a message, the id of a topic.
+#![expect(
+    unsafe_code,
+    reason = "librdkafka has these in C only; everything is copied before it returns"
+)]
+
+use std::ffi::{CStr, CString};
+use std::ptr;
+use std::time::Duration;
+
+use rdkafka::bindings as rdsys;
+use rdkafka::client::{Client, ClientContext};
+use rdkafka::message::BorrowedMessage;
+
+/// Epoch of the partition's leader when the message was fetched; -1 when unknown.
+pub(super) fn leader_epoch(message: &BorrowedMessage<'_>) -> i32 {
+    // SAFETY: the message borrows the native one, which lives as long.
+    unsafe { rdsys::rd_kafka_message_leader_epoch(message.ptr()) }
+}
+
+/// The id that tells a topic from another of the same name, in base64; `None` if the broker does not say.
+pub(super) fn topic_id<C: ClientContext>(
+    client: &Client<C>,
+    topic: &str,
+    timeout: Duration,
+) -> Option<String> {
+    let name = CString::new(topic).ok()?;
+    let timeout_ms = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
+    let mut names = [name.as_ptr()];
+    // SAFETY: every object made here is destroyed here; the collection copies the name; the result is read before its
+    // event is destroyed; null results are checked.
+    unsafe {
+        let handle = client.native_ptr();
+        let queue = rdsys::rd_kafka_queue_new(handle);
+        let topics = rdsys::rd_kafka_TopicCollection_of_topic_names(names.as_mut_ptr(), 1);
+        let options = rdsys::rd_kafka_AdminOptions_new(
+            handle,
+            rdsys::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS,
+        );
+        let mut error = [0; 256];
+        let set = rdsys::rd_kafka_AdminOptions_set_request_timeout(
+            options,
+            timeout_ms,
+            error.as_mut_ptr(),
+            error.len(),
+        );
+        let event = if set == rdsys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
+            rdsys::rd_kafka_DescribeTopics(handle, topics, options, queue);
+            rdsys::rd_kafka_queue_poll(queue, timeout_ms.saturating_add(1000))
+        } else {
+            ptr::null_mut()
+        };
+        let id = if event.is_null() { None } else { id_in(event) };
+        if !event.is_null() {
+            rdsys::rd_kafka_event_destroy(event);
+        }
+        rdsys::rd_kafka_AdminOptions_destroy(options);
+        rdsys::rd_kafka_TopicCollection_destroy(topics);
+        rdsys::rd_kafka_queue_destroy(queue);
+        id
+    }
+}
+
+/// # Safety
+/// `event` is the answer to a request for one topic.
+unsafe fn id_in(event: *mut rdsys::rd_kafka_event_t) -> Option<String> {
+    // SAFETY: as promised by the caller; each pointer is checked before it is followed.
+    unsafe {
+        let result = rdsys::rd_kafka_event_DescribeTopics_result(event);
+        if result.is_null() {
+            return None;
+        }
+        let mut count = 0;
+        let descriptions = rdsys::rd_kafka_DescribeTopics_result_topics(result, &raw mut count);
+        if descriptions.is_null() || count != 1 {
+            return None;
+        }
+        let id = rdsys::rd_kafka_TopicDescription_topic_id(*descriptions);
+        if id.is_null() {
+            return None;
+        }
+        let text = rdsys::rd_kafka_Uuid_base64str(id);
+        if text.is_null() {
+            return None;
+        }
+        let text = CStr::from_ptr(text).to_str().ok()?.to_owned();
+        // All zero: the broker has no ids.
+        (!text.trim_matches(['A', '=']).is_empty()).then_some(text)
+    }
+}

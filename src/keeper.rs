@@ -1,0 +1,391 @@
+//! Keeps the ledger, and the promise that what it owes is fetched again. Carries decisions out against the log; knows
+//! no Kafka client: `kafka/ledger.rs` drives it with a real one, the simulator with a model.
+//!
+//! Order is everything here. A debt is durable in the log before the ledger is written over. The ledger says what is
+//! delivered before, and what is taken after, anything that could be lost; it is confirmed before the group's own
+//! offset is committed.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use wal::{AppendError, Batch, Fs, Incarnation, Position, PushError, Wal, WalError};
+
+use crate::delivered::DeliveredOffsets;
+use crate::envelope::Envelope;
+use crate::ledger::{self, Entry, Finding, Witness};
+use crate::offset_note::{LogOffsets, NextOffsets, OffsetNote};
+use crate::offset_ranges::OffsetRange;
+use crate::offsets::Testimony;
+
+/// An entry is written again after so long even if nothing moved, so that others see that this instance lives.
+pub const IDLE_INTERVAL: Duration = Duration::from_secs(60 * 60);
+
+/// One partition of a ledger as Kafka has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Written {
+    /// The committed offset: everything before it is delivered.
+    pub delivered: i64,
+    /// The metadata.
+    pub entry: Entry,
+}
+
+/// What is to be committed to the ledger's group for one partition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LedgerCommit {
+    /// The partition.
+    pub partition: i32,
+    /// The offset.
+    pub delivered: i64,
+    /// The metadata.
+    pub entry: Entry,
+}
+
+/// What was found at start for one partition whose log does not hold what the ledger remembers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Missing {
+    /// Why.
+    pub finding: Finding,
+    /// What is fetched again; nothing when the topic is another one.
+    pub range: OffsetRange,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Said {
+    delivered: i64,
+    next: i64,
+    at: Duration,
+}
+
+/// Keeps the ledger of one pipeline.
+pub struct Keeper<F: Fs> {
+    wal: Wal<F>,
+    delivered: Arc<Mutex<DeliveredOffsets>>,
+    log_next: NextOffsets,
+    witness: Option<Witness>,
+    /// Next offset per partition that the log holds for certain.
+    next: BTreeMap<i32, i64>,
+    said: BTreeMap<i32, Said>,
+    /// The fetching of what is owed.
+    batch: Batch,
+    fetched: Option<Fetched>,
+    counts: KeeperCounts,
+}
+
+/// A stretch of owed offsets in the batch.
+#[derive(Debug, Clone, Copy)]
+struct Fetched {
+    partition: i32,
+    from: i64,
+    next: i64,
+}
+
+/// Counts since the start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+pub struct KeeperCounts {
+    /// Entries that Kafka confirmed.
+    pub ledger_entries: u64,
+    /// Messages fetched again.
+    pub fetched_again: u64,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<F: Fs> Keeper<F> {
+    /// A keeper for a log that was just opened; it says nothing before [`Keeper::opened`]. `log_next` is what the log
+    /// knew then: what is taken before the ledger is read must not hide what was lost.
+    #[must_use]
+    pub fn new(
+        wal: Wal<F>,
+        delivered: Arc<Mutex<DeliveredOffsets>>,
+        log_next: NextOffsets,
+    ) -> Self {
+        Self {
+            wal,
+            delivered,
+            log_next,
+            witness: None,
+            next: BTreeMap::new(),
+            said: BTreeMap::new(),
+            batch: Batch::new(),
+            fetched: None,
+            counts: KeeperCounts::default(),
+        }
+    }
+
+    /// True once the ledger was read.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.witness.is_some()
+    }
+
+    /// What the ledger said before this start is compared with the log. What is missing is owed from now on, durably.
+    ///
+    /// # Errors
+    /// The log failed, or has no room ([`WalError::NoSpace`]): then try again later, nothing is forgotten.
+    pub fn opened(
+        &mut self,
+        cluster: &str,
+        topic: &str,
+        ledger: &BTreeMap<i32, Written>,
+    ) -> Result<Vec<Missing>, WalError> {
+        let status = self.wal.status();
+        let witness = Witness {
+            cluster: cluster.to_owned(),
+            topic: topic.to_owned(),
+            log: status.log_id,
+            incarnation: status.incarnation,
+        };
+        let log = self.log_offsets();
+        let mut missing = Vec::new();
+        for (partition, written) in ledger {
+            let Written { delivered, entry } = written;
+            let (incarnation, durable) =
+                (Incarnation::new(entry.incarnation), Position::new(entry.durable));
+            let attested = self.wal.attest(incarnation, durable);
+            let finding =
+                ledger::compare(entry, &witness, &attested, self.log_next.get(*partition));
+            if finding != Finding::Intact
+                && let Some(range) = ledger::owed(*partition, *delivered, entry)
+            {
+                missing.push(Missing { finding, range });
+            }
+        }
+        let owed: Vec<OffsetRange> = missing
+            .iter()
+            .filter(|missing| missing.finding != Finding::TopicRecreated)
+            .map(|missing| missing.range)
+            .collect();
+        self.owe(owed)?;
+        {
+            let mut delivered = lock(&self.delivered);
+            for (partition, next) in log.next.iter() {
+                self.next.insert(partition, next);
+                let before = ledger.get(&partition).map(|written| written.delivered);
+                if delivered.is_behind() {
+                    delivered.recall(partition, before.unwrap_or(0));
+                }
+            }
+            for (partition, written) in ledger {
+                delivered.first_seen(*partition, written.delivered);
+            }
+        }
+        for (partition, written) in ledger {
+            // Never less than was said before: what lies between is in the log, or owed.
+            if written.entry.topic == witness.topic {
+                let next = self.next.entry(*partition).or_insert(written.entry.next);
+                *next = (*next).max(written.entry.next);
+            }
+        }
+        self.witness = Some(witness);
+        Ok(missing)
+    }
+
+    /// Notes durably that these offsets are to be fetched again.
+    ///
+    /// # Errors
+    /// As [`Keeper::opened`].
+    pub fn owe(&mut self, owed: Vec<OffsetRange>) -> Result<(), WalError> {
+        owe(&self.wal, owed)
+    }
+
+    /// A person has taken note of what is lost.
+    ///
+    /// # Errors
+    /// As [`Keeper::opened`].
+    pub fn acknowledge(&mut self) -> Result<(), WalError> {
+        let acknowledged = self.log_offsets().lost.iter().collect();
+        self.note(&OffsetNote { acknowledged, ..OffsetNote::default() })
+    }
+
+    /// The log has everything of these partitions up to `next`. Returns what Kafka's ledger says already, as
+    /// [`Keeper::confirmed`] does.
+    pub fn testify(&mut self, testimony: &[Testimony]) -> Vec<(i32, i64)> {
+        let mut delivered = lock(&self.delivered);
+        for said in testimony {
+            let next = self.next.entry(said.partition).or_insert(said.next);
+            *next = (*next).max(said.next);
+            delivered.first_seen(said.partition, said.from);
+        }
+        // A partition that came back asks again for what was confirmed before it went.
+        let is_said = |testimony: &&Testimony| {
+            self.said.get(&testimony.partition).is_some_and(|said| said.next >= testimony.next)
+        };
+        testimony.iter().filter(is_said).map(|said| (said.partition, said.next)).collect()
+    }
+
+    /// What the ledger should say now and did not say yet.
+    pub fn due(&mut self, now: Duration, now_ms: i64) -> Vec<LedgerCommit> {
+        let Some(witness) = &self.witness else { return Vec::new() };
+        // In this order: what is acked because it is owed must be seen as owed.
+        let watermark = self.wal.delivered();
+        let owed = LogOffsets::decode(&self.wal.carry()).unwrap_or_default().owed;
+        let durable = self.wal.durable().through();
+        let mut delivered = lock(&self.delivered);
+        delivered.advance(watermark);
+        let told = delivered.tell();
+        self.next
+            .iter()
+            .filter_map(|(partition, next)| {
+                let told = told.get(partition).copied().unwrap_or(0).min(*next);
+                let delivered = owed.first(*partition).map_or(told, |owed| told.min(owed));
+                let as_said = self.said.get(partition).is_some_and(|said| {
+                    (said.delivered, said.next) == (delivered, *next)
+                        && now.saturating_sub(said.at) < IDLE_INTERVAL
+                });
+                (!as_said).then(|| LedgerCommit {
+                    partition: *partition,
+                    delivered,
+                    entry: witness.entry(durable, *next, now_ms),
+                })
+            })
+            .collect()
+    }
+
+    /// Kafka has these entries: their offsets may be committed.
+    pub fn confirmed(&mut self, commits: &[LedgerCommit], now: Duration) -> Vec<(i32, i64)> {
+        for commit in commits {
+            self.counts.ledger_entries = self.counts.ledger_entries.saturating_add(1);
+            let said = Said { delivered: commit.delivered, next: commit.entry.next, at: now };
+            self.said.insert(commit.partition, said);
+        }
+        commits.iter().map(|commit| (commit.partition, commit.entry.next)).collect()
+    }
+
+    /// The next range to be fetched again, while the log has room for it.
+    #[must_use]
+    pub fn next_owed(&self) -> Option<OffsetRange> {
+        if !self.is_open() || !self.wal.status().is_below_low_mark() {
+            return None;
+        }
+        self.log_offsets().owed.iter().next()
+    }
+
+    /// Takes a message that was owed; `from` is where its range begins now.
+    ///
+    /// # Errors
+    /// As [`Keeper::fetched_to`].
+    pub fn take(&mut self, from: i64, message: &Envelope<'_>) -> Result<(), WalError> {
+        let bytes_max = self.wal.max_record_bytes();
+        match self.batch.push_with(|out| message.encode_within(bytes_max, out)) {
+            Ok(()) => {}
+            Err(PushError::BatchFull) => {
+                self.append()?;
+                self.batch
+                    .push_with(|out| message.encode_within(bytes_max, out))
+                    .map_err(|error| poisoned(&error))?;
+            }
+            Err(error @ PushError::Write(_)) => return Err(poisoned(&error)),
+        }
+        self.counts.fetched_again = self.counts.fetched_again.saturating_add(1);
+        let next = message.offset.saturating_add(1);
+        let fetched =
+            self.fetched.get_or_insert(Fetched { partition: message.partition, from, next });
+        fetched.next = next;
+        Ok(())
+    }
+
+    /// Everything owed of `partition` before `next` was taken, as far as Kafka has it: makes that durable.
+    ///
+    /// # Errors
+    /// The log failed, or is full ([`WalError::NoSpace`]): what was taken since the last call is fetched again later.
+    pub fn fetched_to(&mut self, partition: i32, from: i64, next: i64) -> Result<(), WalError> {
+        let fetched = self.fetched.get_or_insert(Fetched { partition, from, next });
+        fetched.next = fetched.next.max(next);
+        self.append()?;
+        self.wal.commit()
+    }
+
+    /// Kafka does not have these owed offsets any more.
+    ///
+    /// # Errors
+    /// As [`Keeper::opened`].
+    pub fn lose(&mut self, range: OffsetRange) -> Result<(), WalError> {
+        self.note(&OffsetNote { lost: vec![range], ..OffsetNote::default() })
+    }
+
+    /// What the log notes about offsets.
+    #[must_use]
+    pub fn log_offsets(&self) -> LogOffsets {
+        LogOffsets::decode(&self.wal.carry()).unwrap_or_default()
+    }
+
+    /// For each partition known, the offset before which everything is delivered for certain.
+    #[must_use]
+    pub fn delivered(&self) -> BTreeMap<i32, i64> {
+        lock(&self.delivered).tell().clone()
+    }
+
+    /// Counts since the start.
+    #[must_use]
+    pub fn counts(&self) -> KeeperCounts {
+        self.counts
+    }
+
+    fn append(&mut self) -> Result<(), WalError> {
+        let Some(fetched) = self.fetched.take() else { return Ok(()) };
+        let Fetched { partition, from, next } = fetched;
+        let mut batch = std::mem::take(&mut self.batch);
+        let settled = vec![OffsetRange { partition, from, to: next }];
+        let note = OffsetNote { settled, ..OffsetNote::default() };
+        annotate(&mut batch, &note)?;
+        let range = append(&self.wal, batch)?;
+        lock(&self.delivered).fetched_again(partition, from, range.end);
+        Ok(())
+    }
+
+    fn note(&mut self, note: &OffsetNote) -> Result<(), WalError> {
+        if *note == OffsetNote::default() {
+            return Ok(());
+        }
+        append_note(&self.wal, note)
+    }
+}
+
+/// Notes durably that these offsets are to be fetched again. What the log notes already is not noted twice: a log that
+/// is full of records has room for a few notes only.
+///
+/// # Errors
+/// The log failed, or is full ([`WalError::NoSpace`]): then try again later.
+pub fn owe<F: Fs>(wal: &Wal<F>, owed: Vec<OffsetRange>) -> Result<(), WalError> {
+    let known = LogOffsets::decode(&wal.carry()).unwrap_or_default().owed;
+    let mut with_these = known.clone();
+    owed.iter().for_each(|range| with_these.insert(*range));
+    if with_these == known {
+        return Ok(());
+    }
+    append_note(wal, &OffsetNote { owed, ..OffsetNote::default() })
+}
+
+fn append_note<F: Fs>(wal: &Wal<F>, note: &OffsetNote) -> Result<(), WalError> {
+    let mut batch = Batch::new();
+    annotate(&mut batch, note)?;
+    append(wal, batch)?;
+    wal.commit()
+}
+
+fn annotate(batch: &mut Batch, note: &OffsetNote) -> Result<(), WalError> {
+    let bytes = note.encode().map_err(|error| poisoned(&error))?;
+    batch.annotate(&bytes);
+    Ok(())
+}
+
+fn append<F: Fs>(wal: &Wal<F>, batch: Batch) -> Result<Range<Position>, WalError> {
+    match wal.append(batch) {
+        Ok(ticket) => Ok(ticket.range()),
+        Err(AppendError::Full(_)) => {
+            Err(WalError::NoSpace { op: "note owed offsets in", path: "the log".to_owned() })
+        }
+        Err(AppendError::Poisoned { cause }) => Err(WalError::Poisoned { cause }),
+        Err(AppendError::Closed) => Err(WalError::Closed),
+        Err(error @ AppendError::TooLarge { .. }) => Err(poisoned(&error)),
+    }
+}
+
+/// What cannot be written down cannot be promised: the process ends.
+fn poisoned(error: &impl std::fmt::Display) -> WalError {
+    WalError::Poisoned { cause: error.to_string().into() }
+}

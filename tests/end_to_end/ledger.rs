@@ -1,0 +1,134 @@
+//! Disks that are lost, put back from an older copy, or damaged, and a machine that does not come back: what Kafka
+//! considers consumed is fetched again. Cassandra is away while messages are taken, so that everything is owed.
+
+use std::path::Path;
+use std::time::Duration;
+
+use harness::{Cassandra, Kafka};
+
+use crate::audit;
+use crate::load::{Ledger, Load, Plan};
+use crate::persister::{Persister, Site};
+
+const PLAN: Plan = Plan { metrics: 6_000, series: 200, alarms: 60, per_s: 4_000, later_ms: 0 };
+
+/// Starts, takes everything that `load` sends, and is killed.
+fn take_and_die(kafka: &Kafka, site: &Site, load: Load) -> Ledger {
+    let mut persister = Persister::start(site, "one", &[]);
+    let sent = load.finish();
+    site.wait_committed(kafka, Duration::from_secs(60)).unwrap();
+    persister.kill();
+    sent
+}
+
+/// Starts again, delivers everything, stops, and compares. Returns how many messages were fetched again.
+fn deliver_and_audit(kafka: &Kafka, site: &Site, sent: &Ledger) -> u64 {
+    let persister = Persister::start(site, "one", &[]);
+    site.wait_committed(kafka, Duration::from_secs(60)).unwrap();
+    persister.wait_nothing_owed(Duration::from_secs(60)).unwrap();
+    persister.wait_delivered(Duration::from_secs(60)).unwrap();
+    let fetched = persister.fetched_again();
+    persister.stop().unwrap();
+    let audit = audit::audit(site, kafka, sent).unwrap_or_else(|wrong| panic!("{wrong}"));
+    eprintln!("{fetched} messages fetched again; {audit}");
+    fetched
+}
+
+fn flip_a_byte(log: &Path) {
+    // The first one: files made ahead have higher numbers.
+    let first = std::fs::read_dir(log)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.file_name().unwrap().to_string_lossy().starts_with("segment-"))
+        .min()
+        .unwrap();
+    let mut bytes = std::fs::read(&first).unwrap();
+    let written = bytes.iter().rposition(|byte| *byte != 0).unwrap();
+    bytes[written / 3] ^= 0x10;
+    std::fs::write(&first, bytes).unwrap();
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &to.join(entry.file_name()));
+        } else {
+            std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_log_that_is_lost_rolled_back_or_damaged_is_made_up_for_from_kafka() {
+    let kafka = Kafka::start().unwrap();
+    let mut cassandra = crate::syncing_cassandra();
+    let sites = [(); 3].map(|()| Site::prepare(&kafka, &cassandra, 4));
+    cassandra.kill();
+    let [lost, rolled_back, damaged] = &sites;
+
+    let sent_to_lost = take_and_die(&kafka, lost, Load::start(&kafka, lost, PLAN));
+    std::fs::remove_dir_all(lost.log_dir("one")).unwrap();
+
+    let mut sent_to_rolled_back =
+        take_and_die(&kafka, rolled_back, Load::start(&kafka, rolled_back, PLAN));
+    let (log, backup) = (rolled_back.log_dir("one"), rolled_back.log_dir("backup"));
+    copy(&log, &backup);
+    sent_to_rolled_back.extend(take_and_die(
+        &kafka,
+        rolled_back,
+        Load::start(&kafka, rolled_back, Plan { later_ms: 20_000, ..PLAN }),
+    ));
+    std::fs::remove_dir_all(&log).unwrap();
+    copy(&backup, &log);
+
+    let sent_to_damaged = take_and_die(&kafka, damaged, Load::start(&kafka, damaged, PLAN));
+    flip_a_byte(&damaged.log_dir("one").join("metrics"));
+
+    cassandra.restart().unwrap();
+    let fetched = deliver_and_audit(&kafka, lost, &sent_to_lost);
+    assert!(fetched >= 6_000, "everything was in the lost log: {fetched}");
+    let fetched = deliver_and_audit(&kafka, rolled_back, &sent_to_rolled_back);
+    assert!(fetched >= 6_000, "half of it was not in the old copy: {fetched}");
+    let fetched = deliver_and_audit(&kafka, damaged, &sent_to_damaged);
+    assert!((1..6_000).contains(&fetched), "one frame was damaged: {fetched}");
+}
+
+#[test]
+fn what_a_machine_owes_that_does_not_come_back_is_taken_over_by_another() {
+    let kafka = Kafka::start().unwrap();
+    let mut cassandra: Cassandra = crate::syncing_cassandra();
+    let site = Site::prepare(&kafka, &cassandra, 4);
+    cassandra.kill();
+    let mut one = Persister::start(&site, "one", &[]);
+    let two = Persister::start(&site, "two", &[]);
+    let sent = Load::start(&kafka, &site, PLAN).finish();
+    site.wait_committed(&kafka, Duration::from_secs(60)).unwrap();
+    one.kill();
+    std::fs::remove_dir_all(site.log_dir("one")).unwrap();
+
+    let owed = || {
+        let (listed, text) = site.command("two", &["offsets", "show", "--json"]);
+        assert!(listed, "{text}");
+        let ledgers: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let partitions = ledgers["metrics"]["one"].as_object().unwrap();
+        partitions.values().map(|partition| partition["owed"].as_i64().unwrap()).sum::<i64>()
+    };
+    assert!(owed() > 0, "the first one took its share of the messages");
+    let (ordered, text) = site.command("two", &["offsets", "rewind", "--instance", "nobody"]);
+    assert!(!ordered && text.contains("there are: one, two"), "{text}");
+    let (ordered, text) = site.command("two", &["offsets", "rewind", "--instance", "one"]);
+    assert!(ordered, "{text}");
+
+    cassandra.restart().unwrap();
+    two.wait_order_carried_out(&site, "two", Duration::from_secs(30)).unwrap();
+    two.wait_nothing_owed(Duration::from_secs(60)).unwrap();
+    two.wait_delivered(Duration::from_secs(60)).unwrap();
+    eprintln!("{} messages taken over", two.fetched_again());
+    assert_eq!(owed(), 0);
+    // The first one's partitions come to the second one when its session ends; they are read to the end already.
+    two.stop().unwrap();
+    let audit = audit::audit(&site, &kafka, &sent).unwrap_or_else(|wrong| panic!("{wrong}"));
+    eprintln!("{audit}");
+}
