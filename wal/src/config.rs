@@ -100,7 +100,7 @@ impl WalConfig {
 
     /// Bytes that records leave free for batches without records.
     pub(crate) fn note_reserve(&self) -> u64 {
-        (self.segment_bytes / 16).clamp(BLOCK_BYTES, 64 * 1024)
+        (self.segment_bytes / 16).clamp(2 * BLOCK_BYTES, 64 * 1024)
     }
 
     /// Checks every field.

@@ -123,6 +123,8 @@ pub(crate) struct State<File> {
     /// A committer sleeps deeply and wants to hear of the next append.
     pub dozing: bool,
     pub groups: u64,
+    /// Bytes of all files when the log was opened.
+    pub opened_bytes: u64,
     /// Bytes given to the disk, and raw bytes of the records among them, since the log was opened.
     pub bytes_written: u64,
     pub payload_written: u64,
@@ -177,8 +179,10 @@ struct Queued {
 }
 
 impl<F: Fs> Log<F> {
-    /// Whether a frame of this size can be queued without breaking a bound, and leaves `reserve` bytes.
-    fn has_room(&self, state: &State<F::File>, frame_bytes: u64, reserve: u64) -> bool {
+    /// Whether a frame of this size can be queued without breaking a bound. One without records, a
+    /// note, may take what those with records leave to it, and a little more: a full log that is
+    /// opened again has no room at all, and must still be able to note what it owes.
+    fn has_room(&self, state: &State<F::File>, frame_bytes: u64, is_note: bool) -> bool {
         if bug!(NoQuota) {
             return true;
         }
@@ -190,7 +194,9 @@ impl<F: Fs> Log<F> {
         if commit.queued_bytes() > 0 && commit.queued_bytes() + frame_bytes > queue_max {
             return false;
         }
-        let planned = commit.planned_bytes() + planned_bytes(frame_bytes) + reserve;
+        let reserve = self.config.note_reserve();
+        let planned =
+            commit.planned_bytes() + planned_bytes(frame_bytes) + if is_note { 0 } else { reserve };
         let offer = commit.offer();
         let next_room = match state.stock.next {
             Some(next) if next.written => {
@@ -202,6 +208,10 @@ impl<F: Fs> Log<F> {
         // Whichever of the two it goes to, it has its place already.
         let has_place = (offer.prepared && planned <= offer.room) || planned <= next_room;
         if has_place && allocated <= self.config.max_bytes {
+            return true;
+        }
+        let limit = self.config.max_bytes.max(state.opened_bytes) + 2 * BLOCK_BYTES + reserve;
+        if is_note && planned <= offer.room && allocated.saturating_add(planned) <= limit {
             return true;
         }
         if state.below_floor {
@@ -285,7 +295,7 @@ impl<F: Fs> Wal<F> {
         let opened = recovery::open(&fs, carry.as_mut())?;
         let link_bytes = opened.writer.info.bytes;
         let offer = opened.writer.offer(config.segment_bytes);
-        let state = State {
+        let mut state = State {
             commit: Commit::new(opened.writer.stands.position, offer, IN_FLIGHT_MAX),
             frames: VecDeque::new(),
             in_flight: VecDeque::new(),
@@ -302,10 +312,12 @@ impl<F: Fs> Wal<F> {
             waiters: 0,
             dozing: false,
             groups: 0,
+            opened_bytes: 0,
             bytes_written: link_bytes,
             payload_written: 0,
             last_write: Instant::now(),
         };
+        state.opened_bytes = state.allocated_bytes();
         let mut acks = opened.acks;
         let recovered = acks.snapshot();
         acks.hold(recovered, now, config.hold_back);
@@ -366,11 +378,9 @@ impl<F: Fs> Wal<F> {
         }
         let encoded = Encoded::of(&batch, log.config.compression);
         let frame_bytes = encoded.frame_bytes(&batch);
-        // Records leave some room to those without any: a full log must still be able to note what it owes.
-        let reserve = if batch.is_empty() { 0 } else { log.config.note_reserve() };
         let mut state = lock(&log.state);
         refuse(&state)?;
-        if !log.has_room(&state, frame_bytes, reserve) {
+        if !log.has_room(&state, frame_bytes, batch.is_empty()) {
             // With an empty queue it is the files that stand ready that take the room.
             state.shed_stock = state.commit.idle();
             return Err(AppendError::Full(batch));

@@ -231,3 +231,46 @@ fn acks_beyond_what_is_durable_are_left_out() {
     append(&wal, "b");
     assert!(!wal.is_acked(Position::new(3)));
 }
+
+#[test]
+fn a_full_log_that_is_opened_again_and_again_takes_a_note_and_hardly_grows() {
+    let disk = SimDisk::new(1);
+    let config = WalConfig {
+        segment_bytes: 64 * 1024,
+        max_bytes: 256 * 1024,
+        max_record_bytes: 8192,
+        ..config()
+    };
+    let open =
+        || Wal::open(disk.clone(), config.clone(), Box::new(NoCarry), Duration::ZERO).unwrap().0;
+    let record = || {
+        let mut batch = Batch::new();
+        batch.push(&[7; 1000]).unwrap();
+        batch
+    };
+    let wal = open();
+    while let Ok(ticket) = wal.append(record()) {
+        ticket.wait().unwrap();
+    }
+    drop(wal);
+    for _ in 0..10 {
+        let wal = open();
+        let before = wal.status().allocated_bytes;
+        assert!(wal.append(record()).is_err(), "there is no room for records");
+        let mut note = Batch::new();
+        note.annotate(b"owed");
+        wal.append(note).unwrap().wait().unwrap();
+        let grown = wal.status().allocated_bytes - before;
+        assert!(grown <= 4096, "{grown} bytes for a note");
+    }
+    let wal = open();
+    let mut notes = 0;
+    loop {
+        let mut note = Batch::new();
+        note.annotate(b"owed");
+        let Ok(ticket) = wal.append(note) else { break };
+        ticket.wait().unwrap();
+        notes += 1;
+    }
+    assert!((1..10).contains(&notes), "{notes} notes: they have a bound too");
+}
