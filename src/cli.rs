@@ -16,7 +16,6 @@ mod schema;
 mod wal;
 
 use std::path::PathBuf;
-use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
@@ -92,13 +91,13 @@ impl ConfigFile {
 
 /// Runs the command that the arguments name.
 #[must_use]
-pub fn main() -> ExitCode {
+pub fn main() -> u8 {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version are not errors; printing can only fail when nobody reads.
             drop(error.print());
-            return ExitCode::from(if error.use_stderr() { exit::USAGE } else { exit::OK });
+            return if error.use_stderr() { exit::USAGE } else { exit::OK };
         }
     };
     let outcome = match cli.command {
@@ -119,7 +118,7 @@ pub fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             eprintln!("monasca-persister: {error:#}");
-            ExitCode::from(exit::code(&error))
+            exit::code(&error)
         }
     }
 }

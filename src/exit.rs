@@ -25,6 +25,16 @@ pub const PERMISSION: u8 = 77;
 /// The configuration or the version of the data: a restart does not help.
 pub const CONFIGURATION: u8 = 78;
 
+/// Ends the process now. Exit handlers of C libraries are not run: OpenSSL's frees what a thread of the Kafka client,
+/// which may outlive a stop by seconds when no broker answers, is still using.
+pub fn leave(code: u8) -> ! {
+    use std::io::Write as _;
+    // What is not written by now has no reader any more.
+    drop(std::io::stdout().flush());
+    drop(std::io::stderr().flush());
+    signal_hook::low_level::exit(i32::from(code))
+}
+
 /// The exit code for what ended the process.
 #[must_use]
 pub fn code(error: &anyhow::Error) -> u8 {

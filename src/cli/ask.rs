@@ -1,6 +1,5 @@
 //! Commands that ask a running persister over HTTP.
 
-use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -39,20 +38,20 @@ pub(super) fn get(url: &str, path: &str) -> anyhow::Result<Answer> {
 }
 
 /// Prints what the path answers.
-pub(super) fn print(args: &AskArgs, path: &str) -> anyhow::Result<ExitCode> {
+pub(super) fn print(args: &AskArgs, path: &str) -> anyhow::Result<u8> {
     match get(&args.url, &format!("{path}?pretty=true")) {
         Ok(answer) => {
             println!("{}", answer.body);
-            Ok(ExitCode::from(if answer.status == 200 { exit::OK } else { exit::UNAVAILABLE }))
+            Ok(if answer.status == 200 { exit::OK } else { exit::UNAVAILABLE })
         }
         Err(error) => {
             eprintln!("monasca-persister: {error:#}");
-            Ok(ExitCode::from(exit::UNAVAILABLE))
+            Ok(exit::UNAVAILABLE)
         }
     }
 }
 
 /// Prints the health check and ends with it.
-pub(super) fn healthcheck(args: &AskArgs) -> anyhow::Result<ExitCode> {
+pub(super) fn healthcheck(args: &AskArgs) -> anyhow::Result<u8> {
     print(args, "/healthcheck")
 }

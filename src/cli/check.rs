@@ -1,10 +1,9 @@
 //! `check-config` and `config print`.
 
-use std::process::ExitCode;
-
 use super::ConfigFile;
+use crate::exit;
 
-pub(super) fn check(file: &ConfigFile) -> anyhow::Result<ExitCode> {
+pub(super) fn check(file: &ConfigFile) -> anyhow::Result<u8> {
     let loaded = file.load()?;
     match &loaded.file {
         Some(path) => println!("{} can be used", path.display()),
@@ -13,10 +12,10 @@ pub(super) fn check(file: &ConfigFile) -> anyhow::Result<ExitCode> {
     for variable in &loaded.variables {
         println!("overridden by {variable}");
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(exit::OK)
 }
 
-pub(super) fn print(file: &ConfigFile) -> anyhow::Result<ExitCode> {
+pub(super) fn print(file: &ConfigFile) -> anyhow::Result<u8> {
     // Passwords are in files of their own; librdkafka's may be among the properties.
     let mut config = file.load()?.config;
     for (property, value) in &mut config.kafka.properties {
@@ -28,5 +27,5 @@ pub(super) fn print(file: &ConfigFile) -> anyhow::Result<ExitCode> {
         }
     }
     super::print_json(&config)?;
-    Ok(ExitCode::SUCCESS)
+    Ok(exit::OK)
 }

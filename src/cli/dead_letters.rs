@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
-use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
@@ -10,6 +9,7 @@ use wal::{DiskFs, Scanned};
 
 use super::{ConfigFile, ask};
 use crate::dead_letters::DeadLetter;
+use crate::exit;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum DeadLettersCommand {
@@ -26,13 +26,13 @@ pub(crate) struct ListArgs {
     file: ConfigFile,
 }
 
-pub(super) fn dead_letters(command: &DeadLettersCommand) -> anyhow::Result<ExitCode> {
+pub(super) fn dead_letters(command: &DeadLettersCommand) -> anyhow::Result<u8> {
     let DeadLettersCommand::List(args) = command;
     match &args.url {
         Some(url) => list_running(url)?,
         None => list_directory(&args.file)?,
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(exit::OK)
 }
 
 fn list_running(url: &str) -> anyhow::Result<()> {

@@ -1,7 +1,6 @@
 //! `demo`: the main job on embedded defaults, without anything to set up.
 
 use std::path::PathBuf;
-use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -24,7 +23,7 @@ pub(crate) struct DemoArgs {
     bind: std::net::SocketAddr,
 }
 
-pub(super) fn demo(args: &DemoArgs) -> anyhow::Result<ExitCode> {
+pub(super) fn demo(args: &DemoArgs) -> anyhow::Result<u8> {
     let mut config = Config { data_dir: args.data_dir.clone(), ..Config::default() };
     config.http.bind = args.bind;
     config.store.kind = StoreKind::Sled;
@@ -89,7 +88,7 @@ pub(super) fn demo(args: &DemoArgs) -> anyhow::Result<ExitCode> {
     );
     println!("everything is kept in {}; read it again with:", args.data_dir.display());
     println!("  {program} query --data-dir {}", args.data_dir.display());
-    Ok(ExitCode::from(if summary.clean { exit::OK } else { exit::DISK }))
+    Ok(if summary.clean { exit::OK } else { exit::DISK })
 }
 
 /// One line about what flows, from the running service's own answers.

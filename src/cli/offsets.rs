@@ -1,7 +1,6 @@
 //! `offsets`: what each instance has taken from Kafka and not delivered, and what to do about one that will not.
 
 use std::collections::BTreeMap;
-use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -51,7 +50,7 @@ pub(crate) struct RewindArgs {
     instance: String,
 }
 
-pub(super) fn offsets(command: &OffsetsCommand) -> anyhow::Result<ExitCode> {
+pub(super) fn offsets(command: &OffsetsCommand) -> anyhow::Result<u8> {
     match command {
         OffsetsCommand::Show(args) => show(args),
         OffsetsCommand::Rewind(args) => rewind(args),
@@ -85,7 +84,7 @@ fn owed(written: &Written) -> i64 {
     written.entry.next.saturating_sub(written.delivered).max(0)
 }
 
-fn show(args: &ShowArgs) -> anyhow::Result<ExitCode> {
+fn show(args: &ShowArgs) -> anyhow::Result<u8> {
     let config = args.file.load()?.config;
     let mut all = BTreeMap::new();
     for (kind, pipeline) in pipelines(&config) {
@@ -109,7 +108,7 @@ fn show(args: &ShowArgs) -> anyhow::Result<ExitCode> {
             ((*pipeline).to_owned(), instances.collect::<serde_json::Value>())
         };
         print_json(&all.iter().map(listed).collect::<serde_json::Value>())?;
-        return Ok(ExitCode::SUCCESS);
+        return Ok(exit::OK);
     }
     println!(
         "{:<8} {:<32} {:>9} {:>14} {:>14} {:>12}  last heard of",
@@ -134,10 +133,10 @@ fn show(args: &ShowArgs) -> anyhow::Result<ExitCode> {
             }
         }
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(exit::OK)
 }
 
-fn rewind(args: &RewindArgs) -> anyhow::Result<ExitCode> {
+fn rewind(args: &RewindArgs) -> anyhow::Result<u8> {
     let config = args.file.load()?.config;
     let mut known = Vec::new();
     let mut total = 0;
@@ -162,16 +161,16 @@ fn rewind(args: &RewindArgs) -> anyhow::Result<ExitCode> {
             args.instance,
             known.join(", ")
         );
-        return Ok(ExitCode::from(exit::USAGE));
+        return Ok(exit::USAGE);
     }
     println!(
         "the persister with data directory {} fetches them within seconds, or when it is started",
         config.data_dir.display()
     );
-    Ok(ExitCode::SUCCESS)
+    Ok(exit::OK)
 }
 
-fn acknowledge(file: &ConfigFile) -> anyhow::Result<ExitCode> {
+fn acknowledge(file: &ConfigFile) -> anyhow::Result<u8> {
     let config = file.load()?.config;
     for (kind, _) in pipelines(&config) {
         Orders::of(&config.data_dir, kind)
@@ -179,5 +178,5 @@ fn acknowledge(file: &ConfigFile) -> anyhow::Result<ExitCode> {
             .with_context(|| format!("leave an order in {}", config.data_dir.display()))?;
     }
     println!("ordered: the status stops warning about messages that are lost until now");
-    Ok(ExitCode::SUCCESS)
+    Ok(exit::OK)
 }

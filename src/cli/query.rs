@@ -1,7 +1,5 @@
 //! `query`: what an embedded store holds, from a running persister or from its directory.
 
-use std::process::ExitCode;
-
 use anyhow::Context as _;
 use clap::Args;
 use serde_json::Value;
@@ -9,6 +7,7 @@ use storage::{MeasurementQuery, Read as _, SeriesFilter};
 
 use super::ask;
 use crate::config::Config;
+use crate::exit;
 
 /// Bars of a sparkline, lowest first.
 const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
@@ -107,7 +106,7 @@ fn encoded(text: &str) -> String {
     out
 }
 
-pub(super) fn query(args: &QueryArgs) -> anyhow::Result<ExitCode> {
+pub(super) fn query(args: &QueryArgs) -> anyhow::Result<u8> {
     let source = match &args.data_dir {
         Some(dir) => {
             anyhow::ensure!(
@@ -133,14 +132,14 @@ pub(super) fn query(args: &QueryArgs) -> anyhow::Result<ExitCode> {
             }
         }
         super::print_json(&series)?;
-        return Ok(ExitCode::SUCCESS);
+        return Ok(exit::OK);
     }
     if series.is_empty() {
         println!(
             "nothing stored{}",
             args.name.as_ref().map(|name| format!(" for {name}")).unwrap_or_default()
         );
-        return Ok(ExitCode::SUCCESS);
+        return Ok(exit::OK);
     }
     let width = series.iter().map(|one| text(one, "name").len()).max().unwrap_or(0);
     for one in &series {
@@ -158,7 +157,7 @@ pub(super) fn query(args: &QueryArgs) -> anyhow::Result<ExitCode> {
             dimensions(one)
         );
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(exit::OK)
 }
 
 fn text(value: &Value, key: &str) -> String {

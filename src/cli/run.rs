@@ -1,7 +1,5 @@
 //! `run`: the service itself.
 
-use std::process::ExitCode;
-
 use clap::Args;
 
 use super::ConfigFile;
@@ -16,7 +14,7 @@ pub(crate) struct RunArgs {
     adopt: bool,
 }
 
-pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
+pub(super) fn run(args: &RunArgs) -> anyhow::Result<u8> {
     let loaded = args.file.load()?;
     super::init_logging(&loaded.config)?;
     super::end_on_panic();
@@ -29,7 +27,7 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let (handle, signal) = service::stop_channel();
     stop_on_signals(handle)?;
     let summary = service::run(&loaded.config, args.adopt, &signal, |_running| {})?;
-    Ok(ExitCode::from(if summary.clean { crate::exit::OK } else { crate::exit::DISK }))
+    Ok(if summary.clean { crate::exit::OK } else { crate::exit::DISK })
 }
 
 /// SIGTERM and SIGINT stop the service; a second one skips the drain.

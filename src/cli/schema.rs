@@ -1,7 +1,5 @@
 //! `schema print|apply|check`: Cassandra's tables.
 
-use std::process::ExitCode;
-
 use anyhow::Context as _;
 use clap::Subcommand;
 use storage::cassandra::schema;
@@ -20,7 +18,7 @@ pub(crate) enum SchemaCommand {
     Check(ConfigFile),
 }
 
-pub(super) fn schema(command: &SchemaCommand) -> anyhow::Result<ExitCode> {
+pub(super) fn schema(command: &SchemaCommand) -> anyhow::Result<u8> {
     let (SchemaCommand::Print(file) | SchemaCommand::Apply(file) | SchemaCommand::Check(file)) =
         command;
     let config = file.load()?.config;
@@ -50,10 +48,10 @@ pub(super) fn schema(command: &SchemaCommand) -> anyhow::Result<ExitCode> {
                 for what in missing {
                     println!("missing: {what}");
                 }
-                return Ok(ExitCode::from(exit::CONFIGURATION));
+                return Ok(exit::CONFIGURATION);
             }
             println!("keyspace {} has every table and column", section.keyspace);
         }
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(exit::OK)
 }

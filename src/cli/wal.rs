@@ -12,7 +12,6 @@ mod salvage;
 mod verify;
 
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 
 use ::wal::{DiskFs, Flaw};
 use anyhow::Context as _;
@@ -49,7 +48,7 @@ pub(crate) struct LogArgs {
     json: bool,
 }
 
-pub(super) fn wal(command: &WalCommand) -> anyhow::Result<ExitCode> {
+pub(super) fn wal(command: &WalCommand) -> anyhow::Result<u8> {
     let outcome = match command {
         WalCommand::Info(args) => info::info(args),
         WalCommand::Verify(args) => verify::verify(args),
@@ -59,9 +58,9 @@ pub(super) fn wal(command: &WalCommand) -> anyhow::Result<ExitCode> {
     match outcome {
         Err(error) if error.is::<NotALog>() => {
             eprintln!("monasca-persister: {error}");
-            Ok(ExitCode::from(exit::USAGE))
+            Ok(exit::USAGE)
         }
-        Err(error) if is_broken_pipe(&error) => Ok(ExitCode::SUCCESS),
+        Err(error) if is_broken_pipe(&error) => Ok(exit::OK),
         outcome => outcome,
     }
 }

@@ -3,7 +3,6 @@
 use std::io::{BufWriter, Write as _};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
-use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::Args;
@@ -39,7 +38,7 @@ pub(crate) struct DumpArgs {
     raw: bool,
 }
 
-pub(super) fn dump(args: &DumpArgs) -> anyhow::Result<ExitCode> {
+pub(super) fn dump(args: &DumpArgs) -> anyhow::Result<u8> {
     let log = Log::open(&args.directory)?;
     let dead_letters = log.holds_dead_letters();
     let from = Position::new(args.from);
@@ -83,5 +82,5 @@ pub(super) fn dump(args: &DumpArgs) -> anyhow::Result<ExitCode> {
     })
     .with_context(|| format!("read {}", log.path.display()))?;
     failed.map_or(Ok(()), Err).and_then(|()| out.flush()).context("write records")?;
-    Ok(ExitCode::from(if lost { exit::DISK } else { exit::OK }))
+    Ok(if lost { exit::DISK } else { exit::OK })
 }

@@ -1,7 +1,5 @@
 //! `wal info`: a log at a glance, from headers, links and the newest segment.
 
-use std::process::ExitCode;
-
 use anyhow::Context as _;
 use bytesize::ByteSize;
 use serde_json::json;
@@ -9,9 +7,10 @@ use wal::{Inventory, Position, SegmentEntry, inventory};
 
 use super::record::rfc3339;
 use super::{Log, LogArgs, flaw_json, place};
+use crate::exit;
 use crate::offset_note::NextOffsets;
 
-pub(super) fn info(args: &LogArgs) -> anyhow::Result<ExitCode> {
+pub(super) fn info(args: &LogArgs) -> anyhow::Result<u8> {
     let log = Log::open(&args.directory)?;
     let inventory = inventory(&log.fs).with_context(|| format!("read {}", log.path.display()))?;
     let offsets = if log.holds_dead_letters() { None } else { offsets(&inventory)? };
@@ -20,7 +19,7 @@ pub(super) fn info(args: &LogArgs) -> anyhow::Result<ExitCode> {
     } else {
         print(&log, &inventory, offsets.as_ref());
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(exit::OK)
 }
 
 /// Next offsets at the end of the log: the newest link's carry and what the newest segment adds. `None` if that link

@@ -11,7 +11,6 @@
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -52,7 +51,7 @@ pub(crate) struct SalvageArgs {
     json: bool,
 }
 
-pub(super) fn salvage(args: &SalvageArgs) -> anyhow::Result<ExitCode> {
+pub(super) fn salvage(args: &SalvageArgs) -> anyhow::Result<u8> {
     let log = Log::open(&args.directory)?;
     check_target(&args.to, &args.directory)?;
     let failed = || format!("read {}", log.path.display());
@@ -107,7 +106,7 @@ pub(super) fn salvage(args: &SalvageArgs) -> anyhow::Result<ExitCode> {
         print_holes(&holes, topic.as_deref());
         print(&copy, &holes, args);
     }
-    Ok(ExitCode::from(if lost { exit::DISK } else { exit::OK }))
+    Ok(if lost { exit::DISK } else { exit::OK })
 }
 
 fn print(copy: &Copy<'_>, holes: &[Hole], args: &SalvageArgs) {
