@@ -87,6 +87,10 @@ pub struct KafkaConfig {
     /// Shortest time between two commits.
     #[serde(with = "humantime_serde")]
     pub commit_interval: Duration,
+    /// Another instance that owes something and was not heard of for so long is taken over without being asked. The same
+    /// for all instances of a group: each says something three times in it. None: an operator decides.
+    #[serde(with = "humantime_serde")]
+    pub takeover_after: Option<Duration>,
     /// TLS and SASL.
     pub security: KafkaSecurity,
     /// Further librdkafka properties. Those that carry the guarantee or have a key of their own cannot be set.
@@ -102,6 +106,7 @@ impl Default for KafkaConfig {
             session_timeout: Duration::from_secs(45),
             initial_offset: InitialOffset::Earliest,
             commit_interval: Duration::from_secs(1),
+            takeover_after: None,
             security: KafkaSecurity::default(),
             properties: std::collections::BTreeMap::new(),
         }

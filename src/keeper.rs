@@ -71,6 +71,7 @@ pub struct Keeper<F: Fs> {
     batch: Batch,
     fetched: Option<Fetched>,
     counts: KeeperCounts,
+    idle_interval: Duration,
 }
 
 /// A stretch of owed offsets in the batch.
@@ -113,7 +114,15 @@ impl<F: Fs> Keeper<F> {
             batch: Batch::new(),
             fetched: None,
             counts: KeeperCounts::default(),
+            idle_interval: IDLE_INTERVAL,
         }
+    }
+
+    /// An entry is written again after so long, if that is shorter than [`IDLE_INTERVAL`].
+    #[must_use]
+    pub fn heard_of_every(mut self, interval: Duration) -> Self {
+        self.idle_interval = interval.min(IDLE_INTERVAL);
+        self
     }
 
     /// True once the ledger was read.
@@ -140,6 +149,11 @@ impl<F: Fs> Keeper<F> {
             incarnation: status.incarnation,
         };
         let log = self.log_offsets();
+        let is_owed_already = |range: OffsetRange| {
+            let mut with_it = log.owed.clone();
+            with_it.insert(range);
+            with_it == log.owed
+        };
         let mut missing = Vec::new();
         for (partition, written) in ledger {
             let Written { delivered, entry } = written;
@@ -150,6 +164,8 @@ impl<F: Fs> Keeper<F> {
                 ledger::compare(entry, &witness, &attested, self.log_next.get(*partition));
             if finding != Finding::Intact
                 && let Some(range) = ledger::owed(*partition, *delivered, entry)
+                // What was taken over from another instance is in the ledger before it is in the log.
+                && !(finding == Finding::LogRolledBack && is_owed_already(range))
             {
                 missing.push(Missing { finding, range });
             }
@@ -190,6 +206,28 @@ impl<F: Fs> Keeper<F> {
     /// As [`Keeper::opened`].
     pub fn owe(&mut self, owed: Vec<OffsetRange>) -> Result<(), WalError> {
         owe(&self.wal, owed)
+    }
+
+    /// Notes durably that these offsets, which another instance owes, are to be fetched again by this one. Our own
+    /// ledger must have been confirmed after this before the other's may be written over.
+    ///
+    /// # Errors
+    /// As [`Keeper::opened`].
+    pub fn take_over(&mut self, owed: Vec<OffsetRange>) -> Result<(), WalError> {
+        self.owe(owed.clone())?;
+        let mut delivered = lock(&self.delivered);
+        for range in owed {
+            delivered.first_seen(range.partition, range.from);
+            let next = self.next.entry(range.partition).or_insert(range.to);
+            *next = (*next).max(range.to);
+        }
+        Ok(())
+    }
+
+    /// Whether an entry of another instance is about the topic that we consume; see [`ledger::is_of_another_topic`].
+    #[must_use]
+    pub fn is_of_our_topic(&self, entry: &Entry) -> bool {
+        self.witness.as_ref().is_some_and(|witness| !ledger::is_of_another_topic(entry, witness))
     }
 
     /// A person has taken note of what is lost.
@@ -234,7 +272,7 @@ impl<F: Fs> Keeper<F> {
                 let delivered = owed.first(*partition).map_or(told, |owed| told.min(owed));
                 let as_said = self.said.get(partition).is_some_and(|said| {
                     (said.delivered, said.next) == (delivered, *next)
-                        && now.saturating_sub(said.at) < IDLE_INTERVAL
+                        && now.saturating_sub(said.at) < self.idle_interval
                 });
                 (!as_said).then(|| LedgerCommit {
                     partition: *partition,

@@ -115,9 +115,7 @@ pub fn compare(
     attested: &Attestation,
     log_next: Option<i64>,
 ) -> Finding {
-    let differs =
-        |theirs: &str, ours: &str| !theirs.is_empty() && !ours.is_empty() && theirs != ours;
-    if differs(&entry.cluster, &ours.cluster) || differs(&entry.topic, &ours.topic) {
+    if is_of_another_topic(entry, ours) {
         return Finding::TopicRecreated;
     }
     if entry.log != ours.log.to_string() {
@@ -130,6 +128,15 @@ pub fn compare(
         return Finding::LogRolledBack;
     }
     Finding::Intact
+}
+
+/// Whether an entry is about another topic of the same name, in which its offsets mean nothing. Brokers without ids are
+/// believed.
+#[must_use]
+pub fn is_of_another_topic(entry: &Entry, ours: &Witness) -> bool {
+    let differs =
+        |theirs: &str, ours: &str| !theirs.is_empty() && !ours.is_empty() && theirs != ours;
+    differs(&entry.cluster, &ours.cluster) || differs(&entry.topic, &ours.topic)
 }
 
 /// What a partition owes by its ledger.

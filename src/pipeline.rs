@@ -34,7 +34,7 @@ use crate::ingest::IngestConfig;
 use crate::intake::Intake;
 use crate::kafka::ledger::{LedgerHandle, LedgerKeeper, LedgerSnapshot, LedgerThread};
 use crate::kafka::{IngestEnd, IngestShared, Ingestion};
-use crate::keeper::{self, Keeper};
+use crate::keeper::{self, IDLE_INTERVAL, Keeper};
 use crate::log_reader::{LogGap, LogReader, LookAhead};
 use crate::offset_note::{LogOffsets, OffsetCarry};
 use crate::offset_trail;
@@ -191,7 +191,10 @@ impl Pipeline {
             topic: pipeline.topic.clone(),
             group: pipeline.group_id.clone(),
             instance: surroundings.instance.clone(),
-            keeper: Keeper::new(wal.clone(), Arc::clone(&delivered), log_offsets.next),
+            keeper: Keeper::new(wal.clone(), Arc::clone(&delivered), log_offsets.next)
+                .heard_of_every(
+                    config.kafka.takeover_after.map_or(IDLE_INTERVAL, LedgerKeeper::heartbeat),
+                ),
             orders: Orders::of(&config.data_dir, kind),
             started,
         };

@@ -88,6 +88,12 @@ impl Config {
                 "must be at least 6s, the brokers' own lower limit".to_owned(),
             );
         }
+        if self.kafka.takeover_after.is_some_and(|after| after < TAKEOVER_AFTER_LEAST) {
+            wrong(
+                "kafka.takeover_after",
+                "must be at least 10s; a restart should be over by then, so rather 30m".to_owned(),
+            );
+        }
         for (name, pipeline) in [("metrics", &self.metrics), ("alarms", &self.alarms)] {
             pipeline.problems(|key, problem| wrong(&format!("{name}.{key}"), problem));
         }
@@ -149,6 +155,8 @@ impl Config {
     }
 }
 
+/// A shorter silence says nothing.
+const TAKEOVER_AFTER_LEAST: Duration = Duration::from_secs(10);
 /// Four segments of a log with 64 MiB segments.
 const METRICS_LOG_BYTES_LEAST: u64 = 4 * 64 * 1024 * 1024;
 /// Four segments of a log with 4 MiB segments.

@@ -250,6 +250,25 @@ pub(crate) struct LedgerKeeper {
     pub started: Instant,
 }
 
+impl LedgerKeeper {
+    /// How often an instance says something, if it is to be taken over after such a time of silence.
+    #[must_use]
+    pub fn heartbeat(takeover_after: Duration) -> Duration {
+        takeover_after / 3
+    }
+
+    fn others_interval(&self) -> Duration {
+        let takeover_after = self.kafka.takeover_after.unwrap_or(OTHERS_INTERVAL);
+        OTHERS_INTERVAL.min(Self::heartbeat(takeover_after)).max(Duration::from_secs(1))
+    }
+
+    fn is_to_be_taken_over(&self, other: &OtherLedger, now_ms: i64) -> bool {
+        let Some(takeover_after) = self.kafka.takeover_after else { return false };
+        let after_ms = i64::try_from(takeover_after.as_millis()).unwrap_or(i64::MAX);
+        other.owed_offsets > 0 && now_ms.saturating_sub(other.heard_ms) > after_ms
+    }
+}
+
 /// The thread and its end.
 pub(crate) struct LedgerThread {
     thread: std::thread::JoinHandle<()>,
@@ -358,8 +377,8 @@ impl Driver {
             }
             self.fetch()?;
             if self.now() >= self.next_others {
-                self.next_others = self.now() + OTHERS_INTERVAL;
-                self.look_at_others();
+                self.next_others = self.now() + self.at.others_interval();
+                self.look_at_others()?;
             }
         }
     }
@@ -458,39 +477,43 @@ impl Driver {
             }
             Request::Settle(testimony, answer) => {
                 let mut news = news_of(self.at.keeper.testify(&testimony));
-                news.extend(self.commit_now());
+                news.extend(self.commit_now().unwrap_or_default());
                 // Nobody listens when it took too long.
                 drop(answer.send(news));
             }
         }
     }
 
-    fn commit_now(&mut self) -> Vec<LedgerNews> {
+    /// Commits what is due; `None` if Kafka did not take it.
+    fn commit_now(&mut self) -> Option<Vec<LedgerNews>> {
         let now = self.now();
         let commits = self.at.keeper.due(now, wall_ms());
         if commits.is_empty() || self.is_off {
-            return Vec::new();
+            return Some(Vec::new());
         }
         match commit(&self.client, &self.at.topic, &commits) {
             Ok(()) => {
                 self.said_error = None;
                 lock(&self.handle.snapshot).last_error = None;
-                news_of(self.at.keeper.confirmed(&commits, now))
+                Some(news_of(self.at.keeper.confirmed(&commits, now)))
             }
             Err(error) if is_forbidden(&error) => {
                 self.off(&error);
-                Vec::new()
+                Some(Vec::new())
             }
             Err(error) => {
                 self.failed("commit the ledger", &error);
-                Vec::new()
+                None
             }
         }
     }
 
-    fn commit_due(&mut self) {
+    /// False if Kafka did not take what is due.
+    fn commit_due(&mut self) -> bool {
         let news = self.commit_now();
-        lock(&self.handle.news).extend(news);
+        let taken = news.is_some();
+        lock(&self.handle.news).extend(news.unwrap_or_default());
+        taken
     }
 
     fn publish(&self) {
@@ -626,15 +649,17 @@ impl Driver {
         }
         for (file, order) in self.at.orders.pending() {
             let done = match &order {
-                Order::Acknowledge => {
-                    self.at.keeper.acknowledge()?;
+                Order::Acknowledge => self.at.keeper.acknowledge().map(|()| {
                     tracing::info!(topic = self.at.topic, "lost messages acknowledged");
                     true
-                }
-                Order::Rewind { instance } => self.take_over(instance)?,
+                }),
+                Order::Rewind { instance } => self.take_over(instance),
             };
-            if done {
-                self.at.orders.done(&file);
+            match done {
+                Ok(true) => self.at.orders.done(&file),
+                // It waits until there is room for a note.
+                Ok(false) | Err(WalError::NoSpace { .. }) => {}
+                Err(error) => return Err(error),
             }
         }
         Ok(())
@@ -652,12 +677,25 @@ impl Driver {
                 return Ok(false);
             }
         };
-        let owed: Vec<OffsetRange> = ledger
-            .iter()
-            .filter_map(|(partition, written)| {
-                ledger::owed(*partition, written.delivered, &written.entry)
-            })
-            .collect();
+        let mut owed = Vec::new();
+        for (partition, written) in &ledger {
+            let Some(range) = ledger::owed(*partition, written.delivered, &written.entry) else {
+                continue;
+            };
+            if self.at.keeper.is_of_our_topic(&written.entry) {
+                owed.push(range);
+            } else {
+                tracing::error!(
+                    code = "KAFKA_RECREATED",
+                    topic = self.at.topic,
+                    from_instance = instance,
+                    partition,
+                    from = range.from,
+                    to = range.to,
+                    "this instance's ledger is about another topic of this name: what it owes cannot be fetched"
+                );
+            }
+        }
         for range in &owed {
             tracing::warn!(
                 code = "LEDGER_TAKEN_OVER",
@@ -670,8 +708,11 @@ impl Driver {
                 "fetching what another instance owes"
             );
         }
-        self.at.keeper.owe(owed)?;
-        // Durable with us: the other one owes nothing any more.
+        self.at.keeper.take_over(owed)?;
+        // A disk that is lost now must not take the debt with it: our ledger has it before theirs is written over.
+        if !self.commit_due() {
+            return Ok(false);
+        }
         let commits: Vec<LedgerCommit> = ledger
             .into_iter()
             .map(|(partition, written)| LedgerCommit {
@@ -689,15 +730,17 @@ impl Driver {
         Ok(true)
     }
 
-    fn look_at_others(&mut self) {
+    /// Reads the other instances' ledgers, and takes over from one that was silent for too long.
+    fn look_at_others(&mut self) -> Result<(), WalError> {
         let names = match instances(&self.at.kafka, &self.at.group) {
             Ok(names) => names,
             Err(error) => {
                 tracing::debug!(%error, "list the ledgers of other instances");
-                return;
+                return Ok(());
             }
         };
         let mut others = Vec::new();
+        let mut silent = Vec::new();
         for instance in names.into_iter().filter(|name| *name != self.at.instance) {
             let Ok(ledger) = read_of(&self.at.kafka, &self.at.topic, &self.at.group, &instance)
             else {
@@ -706,12 +749,27 @@ impl Driver {
             let owed = ledger.iter().filter_map(|(partition, written)| {
                 ledger::owed(*partition, written.delivered, &written.entry)
             });
-            others.push(OtherLedger {
+            let other = OtherLedger {
                 instance,
                 owed_offsets: owed.map(|range| range.offsets()).sum(),
                 heard_ms: ledger.values().map(|written| written.entry.at_ms).max().unwrap_or(0),
-            });
+            };
+            if self.at.is_to_be_taken_over(&other, wall_ms()) {
+                silent.push(other.instance.clone());
+            }
+            others.push(other);
         }
         lock(&self.handle.snapshot).others = others;
+        for instance in silent {
+            if !self.at.keeper.is_open() {
+                break;
+            }
+            match self.take_over(&instance) {
+                // Looked at again in a minute.
+                Ok(_) | Err(WalError::NoSpace { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 }

@@ -2,7 +2,7 @@
 //! considers consumed is fetched again. Cassandra is away while messages are taken, so that everything is owed.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use harness::{Cassandra, Kafka};
 
@@ -95,40 +95,68 @@ fn a_log_that_is_lost_rolled_back_or_damaged_is_made_up_for_from_kafka() {
     assert!((1..6_000).contains(&fetched), "one frame was damaged: {fetched}");
 }
 
+/// Two share the work; the first dies, its directory is removed, and it never comes back. Returns the other one.
+fn one_of_two_is_gone(
+    kafka: &Kafka,
+    site: &Site,
+    environment: &[(&str, &str)],
+) -> (Persister, Ledger) {
+    let mut one = Persister::start(site, "one", environment);
+    let two = Persister::start(site, "two", environment);
+    // Each has its share before there is anything to take.
+    for persister in [&one, &two] {
+        persister.wait_assigned(2, Duration::from_secs(60));
+    }
+    let sent = Load::start(kafka, site, PLAN).finish();
+    site.wait_committed(kafka, Duration::from_secs(60)).unwrap();
+    one.kill();
+    std::fs::remove_dir_all(site.log_dir("one")).unwrap();
+    (two, sent)
+}
+
+/// What the first one owes by its ledger.
+fn owed_by_one(site: &Site) -> i64 {
+    let (listed, text) = site.command("two", &["offsets", "show", "--json"]);
+    assert!(listed, "{text}");
+    let ledgers: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let partitions = ledgers["metrics"]["one"].as_object().unwrap();
+    partitions.values().map(|partition| partition["owed"].as_i64().unwrap()).sum()
+}
+
+/// The other one delivers everything, and stops.
+fn two_makes_up_for_one(kafka: &Kafka, site: &Site, two: Persister, sent: &Ledger) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while owed_by_one(site) > 0 {
+        assert!(Instant::now() < deadline, "not taken over after a minute");
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    two.wait_nothing_owed(Duration::from_secs(60)).unwrap();
+    two.wait_delivered(Duration::from_secs(60)).unwrap();
+    let fetched = two.fetched_again();
+    two.stop().unwrap();
+    let audit = audit::audit(site, kafka, sent).unwrap_or_else(|wrong| panic!("{wrong}"));
+    eprintln!("{fetched} messages taken over; {audit}");
+    assert!((1..6_060).contains(&fetched), "the first one's share was not everything");
+}
+
 #[test]
 fn what_a_machine_owes_that_does_not_come_back_is_taken_over_by_another() {
     let kafka = Kafka::start().unwrap();
     let mut cassandra: Cassandra = crate::syncing_cassandra();
-    let site = Site::prepare(&kafka, &cassandra, 4);
+    let [by_order, by_itself] = [(); 2].map(|()| Site::prepare(&kafka, &cassandra, 4));
     cassandra.kill();
-    let mut one = Persister::start(&site, "one", &[]);
-    let two = Persister::start(&site, "two", &[]);
-    let sent = Load::start(&kafka, &site, PLAN).finish();
-    site.wait_committed(&kafka, Duration::from_secs(60)).unwrap();
-    one.kill();
-    std::fs::remove_dir_all(site.log_dir("one")).unwrap();
+    let (two, sent) = one_of_two_is_gone(&kafka, &by_order, &[]);
+    let takeover_after = ("MONASCA_PERSISTER__KAFKA__TAKEOVER_AFTER", "10s");
+    let (two_by_itself, sent_by_itself) = one_of_two_is_gone(&kafka, &by_itself, &[takeover_after]);
 
-    let owed = || {
-        let (listed, text) = site.command("two", &["offsets", "show", "--json"]);
-        assert!(listed, "{text}");
-        let ledgers: serde_json::Value = serde_json::from_str(&text).unwrap();
-        let partitions = ledgers["metrics"]["one"].as_object().unwrap();
-        partitions.values().map(|partition| partition["owed"].as_i64().unwrap()).sum::<i64>()
-    };
-    assert!(owed() > 0, "the first one took its share of the messages");
-    let (ordered, text) = site.command("two", &["offsets", "rewind", "--instance", "nobody"]);
+    assert!(owed_by_one(&by_order) > 0, "the first one took its share of the messages");
+    let (ordered, text) = by_order.command("two", &["offsets", "rewind", "--instance", "nobody"]);
     assert!(!ordered && text.contains("there are: one, two"), "{text}");
-    let (ordered, text) = site.command("two", &["offsets", "rewind", "--instance", "one"]);
+    let (ordered, text) = by_order.command("two", &["offsets", "rewind", "--instance", "one"]);
     assert!(ordered, "{text}");
 
     cassandra.restart().unwrap();
-    two.wait_order_carried_out(&site, "two", Duration::from_secs(30)).unwrap();
-    two.wait_nothing_owed(Duration::from_secs(60)).unwrap();
-    two.wait_delivered(Duration::from_secs(60)).unwrap();
-    eprintln!("{} messages taken over", two.fetched_again());
-    assert_eq!(owed(), 0);
-    // The first one's partitions come to the second one when its session ends; they are read to the end already.
-    two.stop().unwrap();
-    let audit = audit::audit(&site, &kafka, &sent).unwrap_or_else(|wrong| panic!("{wrong}"));
-    eprintln!("{audit}");
+    two.wait_order_carried_out(&by_order, "two", Duration::from_secs(30)).unwrap();
+    two_makes_up_for_one(&kafka, &by_order, two, &sent);
+    two_makes_up_for_one(&kafka, &by_itself, two_by_itself, &sent_by_itself);
 }

@@ -180,6 +180,24 @@ impl Persister {
         }
     }
 
+    /// Waits until the group has given this process so many partitions of the metrics.
+    pub fn wait_assigned(&self, partitions: usize, timeout: Duration) {
+        let deadline = Instant::now() + timeout;
+        loop {
+            let backlog = self.json("/api/v1/backlog");
+            let assigned = &backlog["pipelines"]["metrics"]["partitions"];
+            if assigned.as_object().unwrap().len() == partitions {
+                return;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "not {partitions} partitions after {timeout:?}: {assigned}\n{}",
+                self.process.log_tail()
+            );
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
     fn metrics_taken(&self) -> u64 {
         let status = self.json("/api/v1/status");
         status["pipelines"]["metrics"]["intake"]["messages"].as_u64().unwrap()
