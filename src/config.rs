@@ -5,6 +5,7 @@ mod check;
 mod load;
 mod security;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -16,7 +17,9 @@ pub use check::ConfigProblem;
 pub use load::{ConfigError, ENVIRONMENT_PREFIX, Loaded, load};
 pub use security::{KafkaProtocol, KafkaSasl, KafkaSecurity, KafkaTls, SaslMechanism};
 
-use crate::ingest::InitialOffset;
+use crate::gather::Kind;
+use crate::ingest::{CommitAfter, InitialOffset};
+use crate::kafka_gap::GapPolicies;
 
 /// Everything.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -38,6 +41,8 @@ pub struct Config {
     pub metrics: PipelineConfig,
     /// The pipeline of alarm state transitions.
     pub alarms: PipelineConfig,
+    /// Further pipelines by name: more topics of either kind, each with a consumer, a log and writers of its own.
+    pub more_pipelines: BTreeMap<String, MorePipeline>,
     /// The write-ahead logs.
     pub wal: LogConfig,
     /// Where rows go.
@@ -60,6 +65,7 @@ impl Default for Config {
             kafka: KafkaConfig::default(),
             metrics: PipelineConfig::metrics(),
             alarms: PipelineConfig::alarms(),
+            more_pipelines: BTreeMap::new(),
             wal: LogConfig::default(),
             store: StoreConfig::default(),
             http: HttpConfig::default(),
@@ -91,10 +97,15 @@ pub struct KafkaConfig {
     /// for all instances of a group: each says something three times in it. None: an operator decides.
     #[serde(with = "humantime_serde")]
     pub takeover_after: Option<Duration>,
+    /// What must have happened to a message before its offset is committed: `wal` (durable in the log) or `delivery`
+    /// (in the store or the dead letters as well).
+    pub commit_after: CommitAfter,
+    /// What is done where Kafka does not have, or does not have any more, what we expect.
+    pub gaps: GapPolicies,
     /// TLS and SASL.
     pub security: KafkaSecurity,
     /// Further librdkafka properties. Those that carry the guarantee or have a key of their own cannot be set.
-    pub properties: std::collections::BTreeMap<String, String>,
+    pub properties: BTreeMap<String, String>,
 }
 
 impl Default for KafkaConfig {
@@ -107,8 +118,10 @@ impl Default for KafkaConfig {
             initial_offset: InitialOffset::Earliest,
             commit_interval: Duration::from_secs(1),
             takeover_after: None,
+            commit_after: CommitAfter::Wal,
+            gaps: GapPolicies::default(),
             security: KafkaSecurity::default(),
-            properties: std::collections::BTreeMap::new(),
+            properties: BTreeMap::new(),
         }
     }
 }
@@ -171,6 +184,60 @@ impl Default for PipelineConfig {
     /// The metrics pipeline's; the alarms' own defaults are filled in when the section is read.
     fn default() -> Self {
         Self::metrics()
+    }
+}
+
+/// A pipeline beside the two that there always are.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MorePipeline {
+    /// What its topic carries.
+    pub kind: Kind,
+    /// Most bytes of its log.
+    #[serde(default = "MorePipeline::log_bytes_max")]
+    pub log_bytes_max: ByteSize,
+    /// The rest, as for the two others. Topic and group must be its own.
+    pub pipeline: PipelineConfig,
+}
+
+impl MorePipeline {
+    fn log_bytes_max() -> ByteSize {
+        LogConfig::default().metrics_bytes_max
+    }
+}
+
+/// One pipeline of a configuration.
+#[derive(Debug, Clone, Copy)]
+pub struct PipelineSpec<'a> {
+    /// Its name in paths, metrics and log lines.
+    pub name: &'a str,
+    /// What its topic carries.
+    pub kind: Kind,
+    /// Most bytes of its log.
+    pub log_bytes_max: u64,
+    /// The rest.
+    pub pipeline: &'a PipelineConfig,
+}
+
+impl Config {
+    /// All pipelines, those that are not enabled included.
+    pub fn pipelines(&self) -> impl Iterator<Item = PipelineSpec<'_>> {
+        let named = [
+            (Kind::Metrics, &self.metrics, self.wal.metrics_bytes_max),
+            (Kind::Alarms, &self.alarms, self.wal.alarms_bytes_max),
+        ];
+        let named = named.into_iter().map(|(kind, pipeline, log_bytes_max)| PipelineSpec {
+            name: kind.name(),
+            kind,
+            log_bytes_max: log_bytes_max.as_u64(),
+            pipeline,
+        });
+        named.chain(self.more_pipelines.iter().map(|(name, more)| PipelineSpec {
+            name,
+            kind: more.kind,
+            log_bytes_max: more.log_bytes_max.as_u64(),
+            pipeline: &more.pipeline,
+        }))
     }
 }
 

@@ -1,7 +1,7 @@
 //! Messages that can never be stored, kept with their reason and their original bytes.
 //!
 //! They lie in a log of their own, durable before the message is acknowledged. A message that is delivered again after
-//! a crash may be written here twice; its key (topic, partition, offset, element) is the same, so readers collapse it.
+//! a crash may be written here twice; its key is the same, so readers collapse it.
 
 use bincode::{BorrowDecode, Encode};
 use wal::{AppendError, Batch, Fs, PushError, Wal, WalError};
@@ -40,8 +40,9 @@ pub struct DeadLetter {
     pub payload: Option<Vec<u8>>,
 }
 
-/// What tells one dead letter from another.
-pub type DeadLetterKey = (String, i32, i64, u32);
+/// What tells one dead letter from another: topic, partition, offset, index in the message, timestamp and a checksum of
+/// the bytes. Offsets are given again when a topic is created again or loses its end.
+pub type DeadLetterKey = (String, i32, i64, u32, Option<i64>, u32);
 
 impl DeadLetter {
     /// A dead letter for a message or one element of it.
@@ -84,7 +85,9 @@ impl DeadLetter {
     /// What tells it from others; a message delivered twice has the same.
     #[must_use]
     pub fn key(&self) -> DeadLetterKey {
-        (self.topic.clone(), self.partition, self.offset, self.element)
+        let checksum = crc32fast::hash(self.payload.as_deref().unwrap_or_default());
+        let Self { partition, offset, element, timestamp_ms, .. } = *self;
+        (self.topic.clone(), partition, offset, element, timestamp_ms, checksum)
     }
 
     /// Reads one from a record of the dead letter log.

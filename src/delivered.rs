@@ -58,6 +58,9 @@ pub struct DeliveredOffsets {
     exact_from: Position,
     /// Records are being moved: see [`DeliveredOffsets::freeze`].
     frozen: bool,
+    /// For a partition that began anew: what lies before this position is of another history. Offsets there count no
+    /// higher than where the partition began; `None`: not at all.
+    began_anew: BTreeMap<i32, (Position, Option<i64>)>,
 }
 
 impl DeliveredOffsets {
@@ -74,6 +77,30 @@ impl DeliveredOffsets {
             read_to: delivered,
             exact_from: end,
             frozen: false,
+            // Of what lies in the log already, the highest offset is the log's own: higher ones are of another history.
+            began_anew: next
+                .iter()
+                .map(|(partition, next)| (partition, (end, Some(next))))
+                .collect(),
+        }
+    }
+
+    /// Consumption of the partition begins anew at `next`, or where nobody knows yet: everything of it in the log so far,
+    /// before `end`, is of another history, which Kafka cannot give again.
+    pub fn begin_anew(&mut self, partition: i32, next: Option<i64>, end: Position) {
+        self.began_anew.insert(partition, (end, next));
+        for stretch in self.stretches.iter_mut().filter(|stretch| stretch.end <= end) {
+            stretch.spans.remove(&partition);
+        }
+        match next {
+            Some(next) => {
+                self.delivered.insert(partition, next);
+                self.told.insert(partition, next);
+            }
+            None => {
+                self.delivered.remove(&partition);
+                self.told.remove(&partition);
+            }
         }
     }
 
@@ -84,8 +111,17 @@ impl DeliveredOffsets {
     }
 
     /// The reader has read up to `end` and seen these offsets since the last call.
-    pub fn read(&mut self, end: Position, offsets: StretchOffsets) {
+    pub fn read(&mut self, end: Position, mut offsets: StretchOffsets) {
         self.read_to = self.read_to.max(end);
+        offsets.0.retain(|partition, span| match self.began_anew.get(partition) {
+            Some((before, None)) if end <= *before => false,
+            Some((before, Some(next))) if end <= *before => {
+                span.lowest = span.lowest.min(*next);
+                span.next = span.next.min(*next);
+                true
+            }
+            _ => true,
+        });
         if !offsets.0.is_empty() {
             self.stretches.push_back(Stretch { end, spans: offsets.0 });
         }
@@ -259,6 +295,42 @@ mod tests {
         assert_eq!(told(&mut offsets, 10), []);
         offsets.recall(0, 300);
         assert_eq!(told(&mut offsets, 10), [(0, 300)]);
+    }
+
+    #[test]
+    fn what_was_taken_before_a_partition_began_anew_does_not_count_for_what_comes_after() {
+        let mut offsets = DeliveredOffsets::new(&NextOffsets::default(), at(0), at(0));
+        offsets.first_seen(0, 0);
+        offsets.read(at(5), stretch(&[(0, 0), (0, 9)]));
+        // The partition was truncated to 7 and goes on there; positions 5 to 8 were taken before and not read yet.
+        offsets.begin_anew(0, Some(7), at(8));
+        offsets.read(at(8), stretch(&[(0, 10), (0, 12)]));
+        assert_eq!(told(&mut offsets, 8), [(0, 7)]);
+        offsets.read(at(9), stretch(&[(0, 7), (0, 8)]));
+        assert_eq!(told(&mut offsets, 8), [(0, 7)]);
+        assert_eq!(told(&mut offsets, 9), [(0, 9)]);
+    }
+
+    #[test]
+    fn a_backlog_with_two_histories_counts_no_higher_than_the_newer_one() {
+        let next: NextOffsets = [(0, 9)].into_iter().collect();
+        let mut offsets = DeliveredOffsets::new(&next, at(0), at(20));
+        offsets.recall(0, 7);
+        offsets.read(at(10), stretch(&[(0, 10), (0, 15)]));
+        offsets.read(at(20), stretch(&[(0, 7), (0, 8)]));
+        assert_eq!(told(&mut offsets, 10), [(0, 7)]);
+        assert_eq!(told(&mut offsets, 20), [(0, 9)]);
+    }
+
+    #[test]
+    fn a_partition_of_another_topic_is_as_one_that_was_never_seen() {
+        let next: NextOffsets = [(0, 500)].into_iter().collect();
+        let mut offsets = DeliveredOffsets::new(&next, at(20), at(20));
+        offsets.begin_anew(0, None, at(22));
+        offsets.read(at(22), stretch(&[(0, 500), (0, 501)]));
+        assert_eq!(told(&mut offsets, 22), []);
+        offsets.first_seen(0, 3);
+        assert_eq!(told(&mut offsets, 22), [(0, 3)]);
     }
 
     #[test]

@@ -17,7 +17,9 @@ use crate::decode;
 use crate::envelope::{EffectiveTime, Envelope};
 
 /// What a pipeline carries.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
     /// Metric envelopes.
@@ -27,7 +29,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Its name in paths, metrics and log lines.
+    /// Name of the pipeline that carries it in paths, metrics and log lines; further ones have names of their own.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {

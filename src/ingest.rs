@@ -4,12 +4,20 @@
 //! partition starts, which messages are taken, when offsets are committed, and when consumption pauses because the
 //! log is filling up. `kafka.rs` carries its effects out against a real consumer, the simulator against a model.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use wal::{Durable, Position};
 
-use crate::offset_note::NextOffsets;
-use crate::offsets::{Committable, Intake, Offsets, PartitionProgress, Testimony};
+use crate::kafka_gap::{GapKind, GapPolicies, GapPolicy, KafkaGap};
+use crate::offset_note::{LogOffsets, NextOffsets, OffsetNote};
+use crate::offsets::{
+    Committable, Coordinates, Intake, Offsets, Overlap, PartitionProgress, Testimony,
+};
+
+/// So long after another topic of the name was found, the group's offsets are not believed: a member that had not
+/// noticed yet may have committed offsets of the old one. Longer than it takes any member to notice or to be given up.
+const DISTRUST_COMMITTED: Duration = Duration::from_secs(10 * 60);
 
 /// Where a group without any committed offset and without any record in the log begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
@@ -20,6 +28,17 @@ pub enum InitialOffset {
     Earliest,
     /// With the next message that arrives.
     Latest,
+}
+
+/// What must have happened to a message before its offset is committed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CommitAfter {
+    /// It is durable in the log.
+    #[default]
+    Wal,
+    /// It is delivered too.
+    Delivery,
 }
 
 /// Numbers that the machine decides by.
@@ -35,6 +54,10 @@ pub struct IngestConfig {
     pub initial_offset: InitialOffset,
     /// The ledger says it before an offset is committed.
     pub ledger: bool,
+    /// When an offset may be committed.
+    pub commit_after: CommitAfter,
+    /// What is done where Kafka's history and ours part.
+    pub gaps: GapPolicies,
 }
 
 impl Default for IngestConfig {
@@ -45,6 +68,8 @@ impl Default for IngestConfig {
             low_mark: 0.7,
             initial_offset: InitialOffset::Earliest,
             ledger: true,
+            commit_after: CommitAfter::Wal,
+            gaps: GapPolicies::default(),
         }
     }
 }
@@ -107,6 +132,50 @@ pub enum Event {
     },
     /// The ledger cannot be kept: offsets are committed without it.
     NoLedger,
+    /// The ledger knows that consumption of the partition began anew.
+    LedgerRewound {
+        /// The partition.
+        partition: i32,
+    },
+    /// Everything of the partition before `next` is delivered.
+    Delivered {
+        /// The partition.
+        partition: i32,
+        /// Next offset.
+        next: i64,
+    },
+    /// Kafka refused to send what was asked for; it has the messages from `low` to `high`.
+    Bounds {
+        /// The partition.
+        partition: i32,
+        /// Its oldest offset.
+        low: i64,
+        /// The offset after its last.
+        high: i64,
+        /// Wall clock, milliseconds since the epoch.
+        at_ms: i64,
+    },
+    /// Kafka's messages before our next offset are not those that we took; its oldest one is at `low`.
+    Diverged {
+        /// The partition.
+        partition: i32,
+        /// Its oldest offset.
+        low: i64,
+        /// Wall clock, milliseconds since the epoch.
+        at_ms: i64,
+    },
+    /// The topic is another one than the log's, though of the same name.
+    Recreated {
+        /// Wall clock, milliseconds since the epoch.
+        at_ms: i64,
+    },
+    /// A person wants partitions that stopped to go on with what Kafka has.
+    Accept,
+    /// Consumption of a partition has begun where [`Effect::Begin`] wanted it.
+    Begun {
+        /// The partition.
+        partition: i32,
+    },
     /// Time passed.
     Tick,
 }
@@ -131,6 +200,20 @@ pub enum Effect {
     Pause(Vec<i32>),
     /// Fetch these partitions again.
     Resume(Vec<i32>),
+    /// Fetch nothing of a partition, because of a gap, until [`Event::Accept`].
+    Hold(KafkaGap),
+    /// Note in the log, before anything that is appended later, that consumption goes on behind this gap.
+    Note(KafkaGap),
+    /// Note in the log, before anything that is appended later, that the topic is another one.
+    NoteTopic,
+    /// Tell the ledger that consumption of a partition begins anew, at this offset or at Kafka's oldest message, and
+    /// report it with [`Event::LedgerRewound`].
+    Rewind {
+        /// The partition.
+        partition: i32,
+        /// Where.
+        next: Option<i64>,
+    },
 }
 
 /// The machine.
@@ -140,6 +223,8 @@ pub struct Ingest {
     offsets: Offsets,
     /// Next offsets that the log knew of when it was opened, and since.
     log_next: NextOffsets,
+    /// Leader epochs of the last messages before them.
+    log_epochs: BTreeMap<i32, i32>,
     /// End of everything appended.
     log_end: Position,
     first_start: bool,
@@ -147,57 +232,71 @@ pub struct Ingest {
     last_commit: Option<Duration>,
     /// The ledger has said something new since the last commit.
     witnessed: bool,
+    /// Partitions that wait for a person, and why.
+    stopped: BTreeMap<i32, KafkaGap>,
+    /// The topic is another one than the log's, and nobody has accepted that.
+    recreated_ms: Option<i64>,
+    distrust_committed_until: Duration,
 }
 
 impl Ingest {
-    /// A machine for a log whose carry said `log_next` and which ended at `log_end` when it was opened.
+    /// A machine for a log whose carry said `log` and which ended at `log_end` when it was opened.
     #[must_use]
-    pub fn new(config: IngestConfig, log_next: NextOffsets, log_end: Position) -> Self {
-        let first_start = log_next.is_empty();
+    pub fn new(config: IngestConfig, log: &LogOffsets, log_end: Position) -> Self {
         let mut offsets = Offsets::default();
         offsets.need_witness(config.ledger);
+        offsets.need_delivery(config.commit_after == CommitAfter::Delivery);
         Self {
             config,
             offsets,
-            log_next,
+            log_next: log.next.clone(),
+            log_epochs: log.epochs.clone(),
             log_end,
-            first_start,
+            first_start: log.next.is_empty(),
             paused: false,
             last_commit: None,
             witnessed: false,
+            stopped: BTreeMap::new(),
+            recreated_ms: None,
+            distrust_committed_until: Duration::ZERO,
         }
     }
 
-    /// Decides about the message at `offset`; a taken one must be part of the next append.
-    pub fn take(&mut self, partition: i32, offset: i64) -> Intake {
-        self.offsets.take(partition, offset)
+    /// Decides about a message; a taken one must be part of the next append.
+    pub fn take(&mut self, message: Coordinates) -> Intake {
+        self.offsets.take(message)
     }
 
-    /// The annotation of the next append: next offsets of all partitions with messages in it.
-    pub fn annotation(&self, into: &mut NextOffsets) {
-        into.clear();
+    /// The annotation of the next append: next offsets and leader epochs of all partitions with messages in it.
+    pub fn annotation(&self, into: &mut OffsetNote) {
+        into.next.clear();
+        into.epochs.clear();
         for (partition, next) in self.offsets.taken() {
-            into.set(partition, next);
+            into.next.set(partition, next);
         }
+        into.epochs.extend(self.offsets.taken_epochs());
     }
 
     /// Applies `event` at monotonic time `now` and appends what to do to `effects`.
     pub fn on(&mut self, event: Event, now: Duration, effects: &mut Vec<Effect>) {
         match event {
             Event::Assigned { partition, committed } => {
-                self.assigned(partition, committed, effects)
+                self.assigned(partition, committed, now, effects)
             }
             Event::Revoking { partition } => {
                 if let Some(position) = self.offsets.awaited(partition) {
                     effects.push(Effect::AwaitDurable(position));
                 }
             }
-            Event::Gone { partition } => self.offsets.forget(partition),
+            Event::Gone { partition } => {
+                self.stopped.remove(&partition);
+                self.offsets.forget(partition);
+            }
             Event::Appended { end } => {
-                let taken: Vec<(i32, i64)> = self.offsets.taken().collect();
-                for (partition, next) in taken {
+                for (partition, next) in self.offsets.taken() {
                     self.log_next.set(partition, next);
                 }
+                self.log_epochs.extend(self.offsets.taken_epochs());
                 self.offsets.appended(end);
                 self.log_end = end;
             }
@@ -210,6 +309,19 @@ impl Ingest {
                 self.witnessed = true;
             }
             Event::NoLedger => self.offsets.need_witness(false),
+            Event::LedgerRewound { partition } => self.offsets.ledger_rewound(partition),
+            Event::Delivered { partition, next } => self.offsets.delivered(partition, next),
+            Event::Bounds { partition, low, high, at_ms } => {
+                self.bounds(partition, low, high, at_ms, effects);
+            }
+            Event::Diverged { partition, low, at_ms } => {
+                let to = self.consumed(partition).unwrap_or(low);
+                let kind = GapKind::Truncated;
+                self.found(KafkaGap { kind, partition, from: low, to, at_ms }, effects);
+            }
+            Event::Recreated { at_ms } => self.recreated(at_ms, now, effects),
+            Event::Accept => self.accept(now, effects),
+            Event::Begun { partition } => self.offsets.begun(partition),
             Event::Tick => self.commit_when_due(now, effects),
         }
     }
@@ -243,26 +355,160 @@ impl Ingest {
         self.offsets.mutant_commit_before_durable();
     }
 
-    fn assigned(&mut self, partition: i32, committed: Option<i64>, effects: &mut Vec<Effect>) {
+    fn assigned(
+        &mut self,
+        partition: i32,
+        committed: Option<i64>,
+        now: Duration,
+        effects: &mut Vec<Effect>,
+    ) {
+        let committed = committed.filter(|_| now >= self.distrust_committed_until);
         // The log may know more than Kafka: a crash after the sync and before the commit. It may also know less:
         // another member consumed the partition in between.
-        let known = match (committed, self.log_next.get(partition)) {
+        let log_next = self.log_next.get(partition);
+        let known = match (committed, log_next) {
             (Some(committed), Some(log_next)) => Some(committed.max(log_next)),
             (one, other) => one.or(other),
         };
-        let start = match known {
-            Some(offset) => Start::At(offset),
-            None if self.first_start && self.config.initial_offset == InitialOffset::Latest => {
+        // Where the log knows most, its last message is asked for again: if Kafka has another one there, what lies
+        // before was replaced while nobody looked.
+        let overlap =
+            known.filter(|known| *known > 0 && log_next == Some(*known)).and_then(|next| {
+                let leader_epoch =
+                    self.log_epochs.get(&partition).copied().filter(|epoch| *epoch >= 0)?;
+                Some(Overlap { offset: next.saturating_sub(1), leader_epoch })
+            });
+        let start = match (known, overlap) {
+            (_, Some(overlap)) => Start::At(overlap.offset),
+            (Some(offset), None) => Start::At(offset),
+            (None, None)
+                if self.first_start && self.config.initial_offset == InitialOffset::Latest =>
+            {
                 Start::End
             }
-            None => Start::Beginning,
+            (None, None) => Start::Beginning,
         };
-        self.offsets.assign(partition, known, committed, self.log_end);
+        self.offsets.assign(partition, known, committed, self.log_end, overlap);
         effects.push(Effect::Begin { partition, start });
-        if self.paused {
+        if let Some(at_ms) = self.recreated_ms {
+            self.hold(self.gap_of_recreated(partition, at_ms), effects);
+        } else if self.paused {
             // Newly assigned partitions arrive unpaused.
             effects.push(Effect::Pause(vec![partition]));
         }
+    }
+
+    /// Partitions that wait for a person, and why.
+    pub fn stopped(&self) -> impl Iterator<Item = KafkaGap> + '_ {
+        self.stopped.values().copied()
+    }
+
+    fn consumed(&self, partition: i32) -> Option<i64> {
+        let (_, progress) = self.offsets.progress().find(|(found, _)| *found == partition)?;
+        progress.consumed
+    }
+
+    fn gap_of_recreated(&self, partition: i32, at_ms: i64) -> KafkaGap {
+        let to = self.log_next.get(partition).or_else(|| self.consumed(partition)).unwrap_or(0);
+        KafkaGap { kind: GapKind::Recreated, partition, from: 0, to, at_ms }
+    }
+
+    /// Kafka does not have the message that was asked for.
+    fn bounds(
+        &mut self,
+        partition: i32,
+        low: i64,
+        high: i64,
+        at_ms: i64,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(next) = self.consumed(partition) else { return };
+        if self.stopped.contains_key(&partition) {
+            return;
+        }
+        let gap = |kind, from, to| KafkaGap { kind, partition, from, to, at_ms };
+        if next < low {
+            self.found(gap(GapKind::Retention, next, low), effects);
+        } else if next > high {
+            self.found(gap(GapKind::Truncated, high, next), effects);
+        } else if self.offsets.is_untouched(partition) && low == next {
+            // Only the message before it, which the log has, is gone.
+            effects.push(Effect::Begin { partition, start: Start::At(next) });
+        }
+    }
+
+    /// Does with a gap what the policy says.
+    fn found(&mut self, gap: KafkaGap, effects: &mut Vec<Effect>) {
+        match self.config.gaps.of(gap.kind) {
+            GapPolicy::Stop => self.hold(gap, effects),
+            GapPolicy::Continue => self.go_on(gap, effects),
+        }
+    }
+
+    fn hold(&mut self, gap: KafkaGap, effects: &mut Vec<Effect>) {
+        self.offsets.hold(gap.partition);
+        self.stopped.insert(gap.partition, gap);
+        effects.push(Effect::Hold(gap));
+    }
+
+    /// Consumption of a partition goes on with what Kafka has.
+    fn go_on(&mut self, gap: KafkaGap, effects: &mut Vec<Effect>) {
+        let next = match gap.kind {
+            GapKind::Retention => Some(gap.to),
+            GapKind::Truncated => Some(gap.from),
+            GapKind::Recreated => None,
+        };
+        effects.push(Effect::Note(gap));
+        let partition = gap.partition;
+        if !self.offsets.assigned().any(|assigned| assigned == partition) {
+            return;
+        }
+        self.offsets.restart(partition, next);
+        effects.push(Effect::Rewind { partition, next });
+        let start = next.map_or(Start::Beginning, Start::At);
+        effects.push(Effect::Begin { partition, start });
+    }
+
+    fn recreated(&mut self, at_ms: i64, now: Duration, effects: &mut Vec<Effect>) {
+        if self.config.gaps.recreated == GapPolicy::Continue {
+            return self.go_on_with_another_topic(at_ms, now, effects);
+        }
+        if self.recreated_ms.is_none() {
+            self.recreated_ms = Some(at_ms);
+            let assigned: Vec<i32> = self.offsets.assigned().collect();
+            for partition in assigned {
+                self.hold(self.gap_of_recreated(partition, at_ms), effects);
+            }
+        }
+    }
+
+    fn go_on_with_another_topic(&mut self, at_ms: i64, now: Duration, effects: &mut Vec<Effect>) {
+        self.recreated_ms = None;
+        self.distrust_committed_until = now.saturating_add(DISTRUST_COMMITTED);
+        let known = self.log_next.iter().map(|(partition, _)| partition);
+        let known: std::collections::BTreeSet<i32> = known.chain(self.offsets.assigned()).collect();
+        effects.push(Effect::NoteTopic);
+        for partition in known {
+            self.go_on(self.gap_of_recreated(partition, at_ms), effects);
+        }
+        self.log_next.clear();
+        self.log_epochs.clear();
+    }
+
+    fn accept(&mut self, now: Duration, effects: &mut Vec<Effect>) {
+        let stopped = std::mem::take(&mut self.stopped);
+        if let Some(at_ms) = self.recreated_ms {
+            self.go_on_with_another_topic(at_ms, now, effects);
+        } else {
+            for gap in stopped.into_values() {
+                self.go_on(gap, effects);
+            }
+        }
+    }
+
+    /// Partitions that are not held back by a gap.
+    fn flowing(&self) -> Vec<i32> {
+        self.offsets.assigned().filter(|partition| !self.stopped.contains_key(partition)).collect()
     }
 
     fn log_fill(&mut self, fill: f64, effects: &mut Vec<Effect>) {
@@ -270,14 +516,14 @@ impl Ingest {
             self.pause(effects);
         } else if self.paused && fill <= self.config.low_mark {
             self.paused = false;
-            effects.push(Effect::Resume(self.offsets.assigned().collect()));
+            effects.push(Effect::Resume(self.flowing()));
         }
     }
 
     fn pause(&mut self, effects: &mut Vec<Effect>) {
         if !self.paused {
             self.paused = true;
-            effects.push(Effect::Pause(self.offsets.assigned().collect()));
+            effects.push(Effect::Pause(self.flowing()));
         }
     }
 

@@ -14,8 +14,8 @@ use crate::dead_letters::DeadLetters;
 use crate::deliver::DeliverCounts;
 use crate::gather::{GatherCounts, Kind};
 use crate::intake::IntakeCounts;
-use crate::kafka::KafkaGap;
 use crate::kafka::ledger::LedgerSnapshot;
+use crate::kafka_gap::{GapKind, KafkaGap};
 use crate::kafka_trouble::Trouble;
 use crate::log_reader::LogGap;
 use crate::offset_ranges::OffsetRange;
@@ -70,6 +70,8 @@ pub struct Status {
 /// What one pipeline is doing.
 #[derive(Debug, Clone, Serialize)]
 pub struct PipelineStatus {
+    /// What its topic carries.
+    pub kind: Kind,
     /// Topic.
     pub topic: String,
     /// Consumer group.
@@ -94,8 +96,8 @@ pub struct PipelineStatus {
     pub in_flight_limit: usize,
     /// Dead letters since the start, by reason code.
     pub dead_lettered: BTreeMap<String, u64>,
-    /// Offsets that Kafka no longer had.
-    pub kafka_gaps: Vec<KafkaGap>,
+    /// Partitions that stopped at a gap and wait for a person.
+    pub stopped: Vec<KafkaGap>,
     /// Stretches of the log that could not be read.
     pub log_gaps: Vec<LogGap>,
     /// What Kafka is told about this instance's deliveries, and what it owes.
@@ -355,7 +357,7 @@ impl Inspect {
                     })
                     .collect(),
             };
-            (view.kind.name(), backlog)
+            (view.name, backlog)
         });
         Backlog { pipelines: pipelines.collect(), dead_letters: self.dead_letters.count() }
     }
@@ -369,7 +371,7 @@ impl Inspect {
         for view in &self.pipelines {
             let (status, counted) = self.pipeline_status(view, &mut reasons);
             failing |= counted;
-            pipelines.insert(view.kind.name(), status);
+            pipelines.insert(view.name, status);
         }
         if let Some(stalled) = self.stalled() {
             failing = true;
@@ -405,7 +407,7 @@ impl Inspect {
         let ingest = view.ingest.snapshot();
         let deliver = view.deliver();
         let log = view.wal.status();
-        let name = view.kind.name();
+        let name = view.name;
         let mut failing = false;
         if let Some(cause) = &log.poisoned {
             failing = true;
@@ -457,14 +459,12 @@ impl Inspect {
                 "raise wal.dead_letters_bytes_max; their messages wait in the log",
             ));
         }
-        for gap in &ingest.gaps {
+        for gap in &ingest.stopped {
+            failing = true;
             reasons.push(reason(
-                "KAFKA_GAP",
-                format!(
-                    "{}/{}: offsets {} to {} are gone",
-                    view.topic, gap.partition, gap.from, gap.to
-                ),
-                "Kafka's retention was shorter than the outage of this program",
+                gap.kind.code(),
+                format!("{}; the partition is not consumed", gap.message(&view.topic)),
+                "find out why; `offsets accept` goes on with what Kafka has",
             ));
         }
         if !deliver.gaps.is_empty() {
@@ -477,6 +477,7 @@ impl Inspect {
         let ledger = view.ledger();
         ledger_reasons(view, &ledger, reasons);
         let status = PipelineStatus {
+            kind: view.kind,
             topic: view.topic.clone(),
             group_id: view.group_id.clone(),
             kafka_connected: ingest.connected,
@@ -489,7 +490,7 @@ impl Inspect {
             in_flight: deliver.in_flight,
             in_flight_limit: deliver.in_flight_limit,
             dead_lettered: deliver.dead_lettered,
-            kafka_gaps: ingest.gaps,
+            stopped: ingest.stopped,
             log_gaps: deliver.gaps,
             ledger,
             log: LogActivity::of(&log),
@@ -516,17 +517,17 @@ impl Inspect {
             let ingest = view.ingest.snapshot();
             if let Some(trouble) = ingest.trouble {
                 let Trouble { code, message, hint, .. } = trouble;
-                unreachable.push(format!("{}: {code}: {message}; {hint}", view.kind.name()));
+                unreachable.push(format!("{}: {code}: {message}; {hint}", view.name));
             } else if !ingest.connected {
                 let why =
                     ingest.last_error.unwrap_or_else(|| "no broker has answered yet".to_owned());
-                unreachable.push(format!("{}: {why}", view.kind.name()));
+                unreachable.push(format!("{}: {why}", view.name));
             }
             let log = view.wal.status();
             if let Some(cause) = log.poisoned {
-                log_problems.push(format!("{}: {cause}", view.kind.name()));
+                log_problems.push(format!("{}: {cause}", view.name));
             } else if log.out_of_space || ingest.paused {
-                log_problems.push(format!("{}: full", view.kind.name()));
+                log_problems.push(format!("{}: full", view.name));
             }
         }
         checks.insert("kafka", check(unreachable, "connected"));
@@ -549,7 +550,7 @@ impl Inspect {
                 |(thread, at_ms)| {
                     format!(
                         "{}-{thread} did nothing for {} s",
-                        view.kind.name(),
+                        view.name,
                         now_ms.saturating_sub(at_ms) / 1000
                     )
                 },
@@ -567,7 +568,7 @@ impl Inspect {
             Phase::Running => {}
         }
         self.pipelines.iter().find_map(|view| {
-            let name = view.kind.name();
+            let name = view.name;
             let log = view.wal.status();
             let ingest = view.ingest.snapshot();
             match (log.poisoned, log.out_of_space, ingest.trouble) {
@@ -586,7 +587,7 @@ impl Inspect {
 const SILENT_AFTER_MS: i64 = 2 * 60 * 60 * 1000;
 
 fn ledger_reasons(view: &PipelineView, ledger: &LedgerSnapshot, reasons: &mut Vec<Reason>) {
-    let name = view.kind.name();
+    let name = view.name;
     let count = |ranges: &[OffsetRange]| ranges.iter().map(OffsetRange::offsets).sum::<u64>();
     if let Some(why) = &ledger.off {
         reasons.push(reason(
@@ -613,6 +614,30 @@ fn ledger_reasons(view: &PipelineView, ledger: &LedgerSnapshot, reasons: &mut Ve
             "MESSAGES_LOST",
             format!("{name}: {} owed offsets are not in Kafka any more", count(&ledger.lost)),
             "the ranges are in this status under `ledger.lost`; take note with `offsets acknowledge`",
+        ));
+    }
+    for gap in &ledger.gaps {
+        let hint = match gap.kind {
+            GapKind::Retention => {
+                "Kafka's retention was shorter than an outage of this program: these messages are lost; take note with \
+                 `offsets acknowledge`"
+            }
+            GapKind::Truncated | GapKind::Recreated => {
+                "what was consumed is kept, and consumption goes on with what Kafka has; take note with `offsets acknowledge`"
+            }
+        };
+        reasons.push(reason(gap.kind.code(), gap.message(&view.topic), hint));
+    }
+    let near = ledger.retention.iter().filter(|(_, left)| left.is_near);
+    if let Some((partition, left)) = near.min_by_key(|(_, left)| left.seconds) {
+        reasons.push(reason(
+            "KAFKA_RETENTION_NEAR",
+            format!(
+                "{}/{partition}: Kafka removes messages that were not consumed in {}",
+                view.topic,
+                humantime::format_duration(Duration::from_secs(left.seconds))
+            ),
+            "make room in the log (the store has to take its backlog, or raise wal.*_bytes_max), or raise the topic's retention",
         ));
     }
     for other in &ledger.others {

@@ -8,10 +8,11 @@ use std::time::Duration;
 use wal::{AppendError, Batch, Fs, Position, PushError, Wal, WalError};
 
 use crate::codec::CodecError;
-use crate::envelope::{Envelope, EnvelopeError};
+use crate::envelope::{Envelope, EnvelopeError, TimestampType};
 use crate::ingest::{Effect, Event, Ingest, IngestConfig};
-use crate::offset_note::NextOffsets;
-use crate::offsets::{Committable, Intake as Decision, Testimony};
+use crate::offset_note::{LogOffsets, OffsetNote};
+use crate::offsets::{Committable, Coordinates, Intake as Decision, Testimony};
+use crate::topic_identity::TopicIdentity;
 
 /// Why messages cannot be taken any more.
 #[derive(Debug, thiserror::Error)]
@@ -54,7 +55,13 @@ pub struct Intake<F: Fs> {
     held: VecDeque<Batch>,
     /// End of what was appended and not yet reported to the machine.
     appended_end: Option<Position>,
-    annotation: NextOffsets,
+    annotation: OffsetNote,
+    /// The topic that the log's offsets are about, as the log knows it.
+    topic: Option<TopicIdentity>,
+    /// The topic that is consumed, if it is another one.
+    other_topic: Option<TopicIdentity>,
+    /// Partitions whose history Kafka has replaced, not yet reported to the machine.
+    diverged: Vec<i32>,
     counts: IntakeCounts,
 }
 
@@ -64,14 +71,17 @@ impl<F: Fs> Intake<F> {
     /// # Errors
     /// [`IntakeError::Carry`]: the log's memory of offsets is from a newer program.
     pub fn new(config: IngestConfig, wal: Wal<F>) -> Result<Self, IntakeError> {
-        let log_next = NextOffsets::decode(&wal.carry())?;
+        let log = LogOffsets::decode(&wal.carry())?;
         Ok(Self {
-            machine: Ingest::new(config, log_next, wal.durable().through()),
+            machine: Ingest::new(config, &log, wal.durable().through()),
             wal,
             batch: Batch::new(),
             held: VecDeque::new(),
             appended_end: None,
-            annotation: NextOffsets::default(),
+            annotation: OffsetNote::default(),
+            topic: log.topic,
+            other_topic: None,
+            diverged: Vec::new(),
             counts: IntakeCounts::default(),
         })
     }
@@ -86,8 +96,19 @@ impl<F: Fs> Intake<F> {
         now: Duration,
         effects: &mut Vec<Effect>,
     ) -> Result<(), IntakeError> {
-        match self.machine.take(message.partition, message.offset) {
+        let coordinates = Coordinates {
+            partition: message.partition,
+            offset: message.offset,
+            leader_epoch: message.leader_epoch,
+            timestamp_ms: (message.timestamp_type != TimestampType::Absent)
+                .then_some(message.timestamp_ms),
+        };
+        match self.machine.take(coordinates) {
             Decision::Take => {}
+            Decision::Diverged => {
+                self.diverged.push(message.partition);
+                return Ok(());
+            }
             Decision::Repeated => {
                 self.counts.repeated = self.counts.repeated.saturating_add(1);
                 return Ok(());
@@ -141,7 +162,7 @@ impl<F: Fs> Intake<F> {
     /// Queues the current batch with an annotation that ends before `message`.
     fn seal_before(&mut self, message: &Envelope<'_>) -> Result<(), IntakeError> {
         self.machine.annotation(&mut self.annotation);
-        self.annotation.set(message.partition, message.offset);
+        self.annotation.next.set(message.partition, message.offset);
         self.seal()
     }
 
@@ -152,13 +173,111 @@ impl<F: Fs> Intake<F> {
         Ok(())
     }
 
+    /// Says which topic is consumed. If the log's offsets are about another one, the machine decides what that means.
+    ///
+    /// # Errors
+    /// [`IntakeError::Wal`]: the log failed.
+    pub fn topic_is(
+        &mut self,
+        topic: TopicIdentity,
+        at_ms: i64,
+        now: Duration,
+        effects: &mut Vec<Effect>,
+    ) -> Result<(), IntakeError> {
+        if topic.is_unknown() {
+            return Ok(());
+        }
+        match &self.topic {
+            Some(known) if known.differs(&topic) => {
+                if self.other_topic.as_ref() != Some(&topic) {
+                    self.other_topic = Some(topic);
+                    self.part(Event::Recreated { at_ms }, now, effects)?;
+                }
+            }
+            Some(_) => self.other_topic = None,
+            None => {
+                self.append(now, effects)?;
+                self.topic = Some(topic.clone());
+                let note = OffsetNote { topic: Some(topic), ..OffsetNote::default() };
+                self.note(&note, now, effects)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Applies an event after which consumption may begin anew somewhere, and notes that in the log: behind everything
+    /// taken so far and before anything that is taken next.
+    ///
+    /// # Errors
+    /// [`IntakeError::Wal`]: the log failed.
+    pub fn part(
+        &mut self,
+        event: Event,
+        now: Duration,
+        effects: &mut Vec<Effect>,
+    ) -> Result<(), IntakeError> {
+        self.append(now, effects)?;
+        let mut found = Vec::new();
+        self.machine.on(event, now, &mut found);
+        let mut note = OffsetNote::default();
+        for effect in &found {
+            match effect {
+                Effect::Note(gap) => note.gaps.push(*gap),
+                Effect::NoteTopic => {
+                    self.topic = self.other_topic.take();
+                    note.topic.clone_from(&self.topic);
+                }
+                _ => {}
+            }
+        }
+        if note != OffsetNote::default() {
+            self.note(&note, now, effects)?;
+        }
+        effects.append(&mut found);
+        Ok(())
+    }
+
+    /// Queues a batch without records, with what the machine wants noted of restarted partitions; durable on return,
+    /// unless the log is full.
+    fn note(
+        &mut self,
+        note: &OffsetNote,
+        now: Duration,
+        effects: &mut Vec<Effect>,
+    ) -> Result<(), IntakeError> {
+        self.machine.annotation(&mut self.annotation);
+        let OffsetNote { next, epochs, .. } = self.annotation.clone();
+        let mut batch = Batch::new();
+        batch.annotate(&OffsetNote { next, epochs, ..note.clone() }.encode()?);
+        self.held.push_back(batch);
+        self.append(now, effects)
+    }
+
+    /// To be asked for again with [`Intake::take_diverged`].
+    pub fn diverged(&mut self, partition: i32) {
+        self.diverged.push(partition);
+    }
+
+    /// Partitions of which Kafka's messages before our next offset are not those that we took.
+    pub fn take_diverged(&mut self) -> Vec<i32> {
+        std::mem::take(&mut self.diverged)
+    }
+
     /// Appends what is held, as far as the log has room.
     fn push_held(&mut self, now: Duration, effects: &mut Vec<Effect>) -> Result<(), IntakeError> {
         while let Some(batch) = self.held.pop_front() {
+            let is_note = batch.is_empty();
             match self.wal.append(batch) {
                 Ok(ticket) => {
                     self.appended_end = Some(ticket.range().end);
                     self.counts.batches = self.counts.batches.saturating_add(1);
+                    if is_note {
+                        // No position tells whether it is durable.
+                        match self.wal.commit() {
+                            Ok(()) | Err(WalError::NoSpace { .. }) => {}
+                            Err(error) => return Err(error.into()),
+                        }
+                    }
                 }
                 Err(AppendError::Full(batch)) => {
                     self.held.push_front(batch);
@@ -258,53 +377,4 @@ impl<F: Fs> Intake<F> {
 }
 
 #[cfg(test)]
-mod tests {
-    use wal::sim::SimDisk;
-    use wal::{Chunk, ReadOutcome, Reader, WalConfig};
-
-    use super::*;
-    use crate::envelope::TimestampType;
-    use crate::offset_note::OffsetCarry;
-
-    fn records(reader: &mut Reader<SimDisk>) -> Vec<Vec<u8>> {
-        let mut chunk = Chunk::default();
-        assert_eq!(reader.next(&mut chunk, usize::MAX).unwrap(), ReadOutcome::Records);
-        chunk.iter().map(|(_, record)| record.to_vec()).collect()
-    }
-
-    #[test]
-    fn a_message_longer_than_a_record_is_taken_cut_and_its_partition_goes_on() {
-        let config = WalConfig { max_record_bytes: 20_000, ..WalConfig::default() };
-        let disk = SimDisk::new(1);
-        let carry = Box::<OffsetCarry>::default();
-        let (wal, _) = Wal::open(disk, config, carry, Duration::ZERO).unwrap();
-        let config = IngestConfig { ledger: false, ..IngestConfig::default() };
-        let mut intake = Intake::new(config, wal.clone()).unwrap();
-        let mut effects = Vec::new();
-        let assigned = Event::Assigned { partition: 0, committed: Some(5) };
-        intake.on(assigned, Duration::ZERO, &mut effects);
-        let payloads = [vec![1; 10], vec![2; 50_000], vec![3; 10]];
-        for (offset, payload) in (5..).zip(&payloads) {
-            let message = Envelope {
-                topic: "metrics",
-                partition: 0,
-                offset,
-                leader_epoch: -1,
-                timestamp_ms: 0,
-                timestamp_type: TimestampType::Absent,
-                received_ms: 0,
-                key: None,
-                payload: Some(payload),
-            };
-            intake.take(&message, Duration::ZERO, &mut effects).unwrap();
-        }
-        assert!(intake.settle(&[0], Duration::ZERO).unwrap().is_empty());
-        let committable = intake.committable_of(&[0]);
-        assert_eq!(committable.iter().map(Committable::next).collect::<Vec<_>>(), [8]);
-        let records = records(&mut wal.reader(Position::ZERO));
-        let cut: Vec<Option<u64>> =
-            records.iter().map(|record| Envelope::cut_from(record)).collect();
-        assert_eq!(cut, [None, Some(50_000), None]);
-        assert_eq!(Envelope::decode(&records[1]).unwrap().payload, Some(&payloads[1][..4096]));
-    }
-}
+mod tests;

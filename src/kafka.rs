@@ -22,10 +22,12 @@ use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{Offset, TopicPartitionList};
 use wal::DiskFs;
 
+use crate::clock::wall_ms;
 use crate::config::{KafkaConfig, KafkaTls, PipelineConfig};
 use crate::envelope::{Envelope, TimestampType};
 use crate::ingest::{Effect, Event, Start};
 use crate::intake::{Intake, IntakeCounts, IntakeError};
+use crate::kafka_gap::KafkaGap;
 use crate::kafka_trouble::{self, Class, SaidTroubles, Trouble};
 use crate::offsets::{Committable, PartitionProgress};
 use crate::secrets::SecretError;
@@ -40,6 +42,12 @@ const TURN_BYTES_MAX: usize = 1 << 20;
 const TURN_TIME_MAX: Duration = Duration::from_millis(5);
 /// How long a callback waits for an answer of the brokers; well below the session timeout.
 const CALLBACK_WAIT: Duration = Duration::from_secs(5);
+
+/// What follows a gap, for people.
+const GOES_ON: &str = "consumption goes on with what Kafka has";
+
+/// A partition is given up when the statistics, once a second, say so this often.
+const GIVEN_UP_AFTER: u32 = 3;
 
 /// A trouble is over when nothing was heard of it for so long: the client library repeats it every 30 s.
 const TROUBLE_LASTS_MS: u64 = 90_000;
@@ -59,21 +67,10 @@ pub struct IngestSnapshot {
     pub last_error: Option<String>,
     /// TLS or SASL keeps a connection from being made, as far as is known.
     pub trouble: Option<Trouble>,
-    /// Messages that Kafka no longer had when we wanted them: ranges of offsets per partition.
-    pub gaps: Vec<KafkaGap>,
+    /// Partitions that stopped at a gap and wait for a person.
+    pub stopped: Vec<KafkaGap>,
     /// Messages not yet consumed, per partition, as the brokers told last.
     pub lag: BTreeMap<i32, i64>,
-}
-
-/// A range of offsets that Kafka no longer has.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-pub struct KafkaGap {
-    /// Partition.
-    pub partition: i32,
-    /// First offset missing.
-    pub from: i64,
-    /// First offset that is there again.
-    pub to: i64,
 }
 
 /// State that the polling thread and its callbacks share, and a snapshot for everybody else.
@@ -125,6 +122,16 @@ struct Context {
     /// Everything was settled already: the revocation that follows has nothing to commit.
     leaving: AtomicBool,
     ledger: LedgerHandle,
+    /// What the ledger said in a rebalance and the next turn has to hear.
+    news: Mutex<Vec<LedgerNews>>,
+    /// Partitions whose consumption is to begin somewhere else.
+    begin: Mutex<BTreeMap<i32, Start>>,
+    /// The client library does not get what it asks for, of some partition.
+    out_of_range: AtomicBool,
+    /// Which one it is has not been looked for yet.
+    look_now: AtomicBool,
+    /// Partitions of which the client library has given up to fetch anything, and how often that was seen.
+    given_up: Mutex<BTreeMap<i32, u32>>,
     said: Mutex<SaidTroubles>,
     /// To ask a broker why its certificate is refused.
     tls: KafkaTls,
@@ -160,10 +167,15 @@ impl Context {
 
     fn assign(&self, consumer: &BaseConsumer<Self>, partitions: &TopicPartitionList) {
         let committed = self.committed(consumer, partitions);
+        let topic = identity::of_topic(consumer.client(), &self.topic, CALLBACK_WAIT);
         let mut effects = Vec::new();
         let mut start_at = TopicPartitionList::new();
         {
             let mut intake = lock(&self.intake);
+            if let Err(error) = intake.topic_is(topic, wall_ms(), self.now(), &mut effects) {
+                *lock(&self.failed) = Some(error);
+                return;
+            }
             for element in partitions.elements() {
                 let partition = element.partition();
                 let event =
@@ -172,32 +184,93 @@ impl Context {
             }
         }
         let mut pause = Vec::new();
+        let mut hold = Vec::new();
         for effect in effects {
             match effect {
+                Effect::Begin { partition, start }
+                    if partitions.find_partition(&self.topic, partition).is_none() =>
+                {
+                    lock(&self.begin).insert(partition, start);
+                }
                 Effect::Begin { partition, start } => {
-                    let offset = match start {
-                        Start::At(offset) => Offset::Offset(offset),
-                        Start::Beginning => Offset::Beginning,
-                        Start::End => Offset::End,
-                    };
                     if let Err(error) =
-                        start_at.add_partition_offset(&self.topic, partition, offset)
+                        start_at.add_partition_offset(&self.topic, partition, offset_of(start))
                     {
                         tracing::error!(code = "KAFKA_ASSIGN", partition, %error, "set start offset");
                     }
                     tracing::info!(topic = self.topic, partition, start = ?start, "partition assigned");
                 }
                 Effect::Pause(partitions) => pause.extend(partitions),
+                Effect::Hold(gap) => hold.push(gap),
+                Effect::Rewind { partition, next } => self.rewind(partition, next),
+                Effect::Note(gap) => self.say_gap(&gap, GOES_ON),
                 Effect::AwaitDurable(_)
                 | Effect::Testify(_)
                 | Effect::Commit(_)
-                | Effect::Resume(_) => {}
+                | Effect::Resume(_)
+                | Effect::NoteTopic => {}
             }
         }
         if let Err(error) = consumer.incremental_assign(&start_at) {
             tracing::error!(code = "KAFKA_ASSIGN", %error, "assign partitions");
         }
         self.pause(consumer, &pause);
+        hold.iter().for_each(|gap| self.hold(consumer, gap));
+    }
+
+    fn rewind(&self, partition: i32, next: Option<i64>) {
+        let end = lock(&self.intake).log_end();
+        self.ledger.rewind(partition, next, end);
+    }
+
+    /// Fetches nothing of a partition before a person has accepted the gap.
+    fn hold(&self, consumer: &BaseConsumer<Self>, gap: &KafkaGap) {
+        self.say_gap(gap, "the partition stops until `offsets accept`");
+        if let Err(error) = consumer.pause(&self.list(&[gap.partition])) {
+            tracing::error!(code = "KAFKA_PAUSE", %error, "stop a partition at a gap");
+        }
+    }
+
+    fn say_gap(&self, gap: &KafkaGap, then: &str) {
+        tracing::error!(
+            code = gap.kind.code(),
+            topic = self.topic,
+            partition = gap.partition,
+            from = gap.from,
+            to = gap.to,
+            "{}; {then}",
+            gap.message(&self.topic)
+        );
+    }
+
+    /// Gives partitions up. The client library remembers that one was paused, and would go on with that when it comes
+    /// back.
+    fn unassign(consumer: &BaseConsumer<Self>, partitions: &TopicPartitionList) -> KafkaResult<()> {
+        consumer.resume(partitions)?;
+        consumer.incremental_unassign(partitions)
+    }
+
+    /// Begins to consume a partition of ours somewhere else; false: to be tried again.
+    fn begin(&self, consumer: &BaseConsumer<Self>, partition: i32, start: Start) -> bool {
+        // Not a seek: the client library refuses it where it has given up to fetch.
+        let begun = Self::unassign(consumer, &self.list(&[partition])).and_then(|()| {
+            let mut list = TopicPartitionList::new();
+            list.add_partition_offset(&self.topic, partition, offset_of(start))?;
+            consumer.incremental_assign(&list)
+        });
+        if let Err(error) = begun {
+            tracing::warn!(code = "KAFKA_ASSIGN", partition, %error, "consume from another offset; tried again");
+            return false;
+        }
+        tracing::info!(topic = self.topic, partition, start = ?start, "consumption goes on");
+        let mut intake = lock(&self.intake);
+        intake.on(Event::Begun { partition }, self.now(), &mut Vec::new());
+        let is_paused = intake.machine().is_paused();
+        drop(intake);
+        if is_paused && let Err(error) = consumer.pause(&self.list(&[partition])) {
+            tracing::error!(code = "KAFKA_PAUSE", %error, "pause partitions");
+        }
+        true
     }
 
     /// Committed offsets of the group. A broker that does not answer in time means: unknown, so the log decides.
@@ -245,11 +318,12 @@ impl Context {
         {
             let mut intake = lock(&self.intake);
             for partition in &numbers {
+                lock(&self.begin).remove(partition);
                 intake.on(Event::Gone { partition: *partition }, self.now(), &mut Vec::new());
             }
         }
         tracing::info!(topic = self.topic, partitions = ?numbers, lost, "partitions given up");
-        if let Err(error) = consumer.incremental_unassign(partitions) {
+        if let Err(error) = Self::unassign(consumer, partitions) {
             tracing::error!(code = "KAFKA_ASSIGN", %error, "give up partitions");
         }
     }
@@ -264,7 +338,10 @@ impl Context {
         }
         let mut intake = lock(&self.intake);
         for item in news {
-            intake.on(event_of(item), self.now(), &mut Vec::new());
+            match event_of(item) {
+                Ok(event) => intake.on(event, self.now(), &mut Vec::new()),
+                Err(later) => lock(&self.news).push(later),
+            }
         }
         Ok(intake.committable_of(partitions))
     }
@@ -371,6 +448,7 @@ impl ClientContext for Context {
             lock(&self.shared.snapshot).trouble = None;
         }
         if let Some(topic) = statistics.topics.get(&self.topic) {
+            self.look_for_given_up(topic);
             lock(&self.shared.snapshot).lag = topic
                 .partitions
                 .values()
@@ -394,6 +472,28 @@ impl ClientContext for Context {
         // That all brokers are down follows every reason, and is none.
         if !self.trouble(class, reason) && code != Some(RDKafkaErrorCode::AllBrokersDown) {
             lock(&self.shared.snapshot).last_error = Some(format!("{error}: {reason}"));
+        }
+    }
+}
+
+impl Context {
+    /// Which partitions the client library has given up, once it has said that it gave up one: it does not say which.
+    fn look_for_given_up(&self, topic: &rdkafka::statistics::Topic) {
+        let mut given_up = lock(&self.given_up);
+        if !self.out_of_range.load(Ordering::Relaxed) {
+            given_up.clear();
+            return;
+        }
+        for partition in topic.partitions.values().filter(|partition| partition.partition >= 0) {
+            if partition.desired && partition.fetch_state == "none" {
+                let seen = given_up.entry(partition.partition).or_insert(0);
+                *seen = seen.saturating_add(1);
+            } else {
+                given_up.remove(&partition.partition);
+            }
+        }
+        if given_up.is_empty() {
+            self.out_of_range.store(false, Ordering::Relaxed);
         }
     }
 }
@@ -463,6 +563,11 @@ impl Ingestion {
             failed: Mutex::new(None),
             leaving: AtomicBool::new(false),
             ledger,
+            news: Mutex::default(),
+            begin: Mutex::default(),
+            out_of_range: AtomicBool::new(false),
+            look_now: AtomicBool::new(false),
+            given_up: Mutex::default(),
             said: Mutex::new(SaidTroubles::default()),
             tls: kafka.security.tls.clone(),
             was_connected: AtomicBool::new(false),
@@ -533,10 +638,19 @@ impl Ingestion {
         if let Some(error) = lock(&context.failed).take() {
             return Err(error);
         }
+        self.look_for_gaps(context, effects)?;
         {
             let mut intake = lock(&context.intake);
-            for news in context.ledger.news() {
-                intake.on(event_of(news), context.now(), effects);
+            let mut news = std::mem::take(&mut *lock(&context.news));
+            news.extend(context.ledger.news());
+            for item in news {
+                match event_of(item) {
+                    Ok(event) => intake.on(event, context.now(), effects),
+                    Err(LedgerNews::Topic(topic)) => {
+                        intake.topic_is(topic, wall_ms(), context.now(), effects)?
+                    }
+                    Err(_) => intake.part(Event::Accept, context.now(), effects)?,
+                }
             }
             intake.append(context.now(), effects)?;
             intake.tick(context.now(), effects);
@@ -549,10 +663,18 @@ impl Ingestion {
                 Effect::Testify(testimony) => context.ledger.testify(testimony),
                 Effect::Pause(partitions) => context.pause(&self.consumer, &partitions),
                 Effect::Resume(partitions) => context.resume(&self.consumer, &partitions),
-                // Only rebalances ask for these, and carry them out themselves.
-                Effect::Begin { .. } | Effect::AwaitDurable(_) => {}
+                Effect::Begin { partition, start } => {
+                    lock(&context.begin).insert(partition, start);
+                }
+                Effect::Hold(gap) => context.hold(&self.consumer, &gap),
+                Effect::Note(gap) => context.say_gap(&gap, GOES_ON),
+                Effect::Rewind { partition, next } => context.rewind(partition, next),
+                // Only rebalances ask for the first; the intake has carried out the second.
+                Effect::AwaitDurable(_) | Effect::NoteTopic => {}
             }
         }
+        lock(&context.begin)
+            .retain(|partition, start| !context.begin(&self.consumer, *partition, *start));
         publish(context);
         Ok(())
     }
@@ -605,7 +727,9 @@ impl Ingestion {
             _ => None,
         };
         if code == Some(RDKafkaErrorCode::AutoOffsetReset) {
-            self.find_gaps(context);
+            // The client library does not say which partition it is.
+            context.out_of_range.store(true, Ordering::Relaxed);
+            context.look_now.store(true, Ordering::Relaxed);
             return;
         }
         match code {
@@ -625,62 +749,101 @@ impl Ingestion {
         }
     }
 
-    /// Kafka does not have the next offset of some partition: finds which, says what is missing, and goes on at the
-    /// oldest message that is there. An offset beyond the end means another topic of the same name: that stops.
-    fn find_gaps(&self, context: &Context) {
-        let progress: Vec<(i32, PartitionProgress)> =
-            lock(&context.intake).machine().progress().collect();
-        for (partition, progress) in progress {
-            let Some(next) = progress.consumed else { continue };
-            let Ok((low, high)) =
-                self.consumer.fetch_watermarks(&context.topic, partition, CALLBACK_WAIT)
-            else {
-                continue;
+    /// Finds the partitions of which Kafka does not have the next offset, and those whose history it has replaced, and
+    /// has the machine decide.
+    fn look_for_gaps(
+        &self,
+        context: &Context,
+        effects: &mut Vec<Effect>,
+    ) -> Result<(), IntakeError> {
+        let diverged = lock(&context.intake).take_diverged();
+        for partition in diverged {
+            self.compare_with_kafka(context, partition, true, effects)?;
+        }
+        if context.look_now.swap(false, Ordering::Relaxed) {
+            let assigned: Vec<i32> = {
+                let intake = lock(&context.intake);
+                intake.machine().progress().map(|(partition, _)| partition).collect()
             };
-            if next < low {
-                tracing::error!(
-                    code = "KAFKA_GAP",
-                    topic = context.topic,
-                    partition,
-                    from = next,
-                    to = low,
-                    "Kafka removed messages before they were consumed"
-                );
-                lock(&context.shared.snapshot).gaps.push(KafkaGap {
-                    partition,
-                    from: next,
-                    to: low,
-                });
-                if let Err(error) = self.consumer.seek(
-                    &context.topic,
-                    partition,
-                    Offset::Offset(low),
-                    CALLBACK_WAIT,
-                ) {
-                    tracing::error!(code = "KAFKA_SEEK", partition, %error, "go on after the gap");
-                }
-            } else if next > high {
-                tracing::error!(
-                    code = "KAFKA_TRUNCATED",
-                    topic = context.topic,
-                    partition,
-                    next,
-                    high,
-                    "the partition ends before the next offset: it was truncated or created again; it stays stopped"
-                );
-                lock(&context.shared.snapshot).last_error = Some(format!(
-                    "KAFKA_TRUNCATED: {}/{partition} ends at {high}, the next offset is {next}",
-                    context.topic
-                ));
+            for partition in assigned {
+                self.compare_with_kafka(context, partition, false, effects)?;
             }
         }
+        // One that was given up though Kafka has what lies around its offset: the leader's epoch told the client library
+        // that what lies before was replaced.
+        let given_up: Vec<i32> = {
+            let mut given_up = lock(&context.given_up);
+            let long_enough: Vec<i32> = given_up
+                .iter()
+                .filter(|(_, seen)| **seen >= GIVEN_UP_AFTER)
+                .map(|(partition, _)| *partition)
+                .collect();
+            given_up.retain(|partition, _| !long_enough.contains(partition));
+            long_enough
+        };
+        for partition in given_up {
+            let stopped = lock(&context.intake)
+                .machine()
+                .stopped()
+                .any(|stopped| stopped.partition == partition);
+            if !stopped {
+                self.compare_with_kafka(context, partition, true, effects)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells the machine what Kafka has of a partition; with `is_diverged`, that it is not what we took.
+    fn compare_with_kafka(
+        &self,
+        context: &Context,
+        partition: i32,
+        is_diverged: bool,
+        effects: &mut Vec<Effect>,
+    ) -> Result<(), IntakeError> {
+        let bounds = self.consumer.fetch_watermarks(&context.topic, partition, CALLBACK_WAIT);
+        let (low, high) = match bounds {
+            Ok(bounds) => bounds,
+            Err(error) => {
+                tracing::warn!(code = "KAFKA_POLL", topic = context.topic, partition, %error, "ask for the ends of a partition; tried again");
+                let mut intake = lock(&context.intake);
+                if is_diverged {
+                    intake.diverged(partition);
+                } else {
+                    context.look_now.store(true, Ordering::Relaxed);
+                }
+                return Ok(());
+            }
+        };
+        let mut intake = lock(&context.intake);
+        let at_ms = wall_ms();
+        let event = Event::Bounds { partition, low, high, at_ms };
+        let before = effects.len();
+        intake.part(event, context.now(), effects)?;
+        if is_diverged && effects.len() == before {
+            let event = Event::Diverged { partition, low, at_ms };
+            intake.part(event, context.now(), effects)?;
+        }
+        Ok(())
     }
 }
 
-fn event_of(news: LedgerNews) -> Event {
+fn offset_of(start: Start) -> Offset {
+    match start {
+        Start::At(offset) => Offset::Offset(offset),
+        Start::Beginning => Offset::Beginning,
+        Start::End => Offset::End,
+    }
+}
+
+/// What is news for the machine as it is; the rest needs the intake.
+fn event_of(news: LedgerNews) -> Result<Event, LedgerNews> {
     match news {
-        LedgerNews::Witnessed { partition, next } => Event::Witnessed { partition, next },
-        LedgerNews::Off => Event::NoLedger,
+        LedgerNews::Witnessed { partition, next } => Ok(Event::Witnessed { partition, next }),
+        LedgerNews::Off => Ok(Event::NoLedger),
+        LedgerNews::Rewound { partition } => Ok(Event::LedgerRewound { partition }),
+        LedgerNews::Delivered { partition, next } => Ok(Event::Delivered { partition, next }),
+        later @ (LedgerNews::Topic(_) | LedgerNews::Accept) => Err(later),
     }
 }
 
@@ -707,7 +870,7 @@ fn envelope<'a>(topic: &'a str, message: &'a BorrowedMessage<'_>) -> Envelope<'a
         leader_epoch: identity::leader_epoch(message),
         timestamp_ms,
         timestamp_type,
-        received_ms: crate::clock::wall_ms(),
+        received_ms: wall_ms(),
         key: message.key(),
         payload: message.payload(),
     }
@@ -720,6 +883,8 @@ fn publish(context: &Context) {
     snapshot.partitions.extend(intake.machine().progress());
     snapshot.counts = intake.counts();
     snapshot.paused = intake.machine().is_paused();
+    snapshot.stopped.clear();
+    snapshot.stopped.extend(intake.machine().stopped());
     context.shared.heartbeat_ms.store(milliseconds(context.now()), Ordering::Relaxed);
 }
 

@@ -5,7 +5,7 @@
 //! delivered before, and what is taken after, anything that could be lost; it is confirmed before the group's own
 //! offset is committed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -18,6 +18,7 @@ use crate::ledger::{self, Entry, Finding, Witness};
 use crate::offset_note::{LogOffsets, NextOffsets, OffsetNote};
 use crate::offset_ranges::OffsetRange;
 use crate::offsets::Testimony;
+use crate::topic_identity::TopicIdentity;
 
 /// An entry is written again after so long even if nothing moved, so that others see that this instance lives.
 pub const IDLE_INTERVAL: Duration = Duration::from_secs(60 * 60);
@@ -72,6 +73,10 @@ pub struct Keeper<F: Fs> {
     fetched: Option<Fetched>,
     counts: KeeperCounts,
     idle_interval: Duration,
+    /// Partitions whose consumption began anew since the start.
+    rewound: BTreeSet<i32>,
+    /// Kafka has another topic of the name than the log, and nobody has accepted that.
+    is_foreign: bool,
 }
 
 /// A stretch of owed offsets in the batch.
@@ -115,6 +120,8 @@ impl<F: Fs> Keeper<F> {
             fetched: None,
             counts: KeeperCounts::default(),
             idle_interval: IDLE_INTERVAL,
+            rewound: BTreeSet::new(),
+            is_foreign: false,
         }
     }
 
@@ -137,18 +144,14 @@ impl<F: Fs> Keeper<F> {
     /// The log failed, or has no room ([`WalError::NoSpace`]): then try again later, nothing is forgotten.
     pub fn opened(
         &mut self,
-        cluster: &str,
-        topic: &str,
+        topic: &TopicIdentity,
         ledger: &BTreeMap<i32, Written>,
     ) -> Result<Vec<Missing>, WalError> {
         let status = self.wal.status();
-        let witness = Witness {
-            cluster: cluster.to_owned(),
-            topic: topic.to_owned(),
-            log: status.log_id,
-            incarnation: status.incarnation,
-        };
+        let witness =
+            Witness { topic: topic.clone(), log: status.log_id, incarnation: status.incarnation };
         let log = self.log_offsets();
+        self.is_foreign = log.topic.as_ref().is_some_and(|known| known.differs(topic));
         let is_owed_already = |range: OffsetRange| {
             let mut with_it = log.owed.clone();
             with_it.insert(range);
@@ -176,9 +179,16 @@ impl<F: Fs> Keeper<F> {
             .map(|missing| missing.range)
             .collect();
         self.owe(owed)?;
+        let is_ours = |partition: &i32, entry: &Entry| {
+            !ledger::is_of_another_topic(entry, &witness) && !self.rewound.contains(partition)
+        };
         {
             let mut delivered = lock(&self.delivered);
             for (partition, next) in log.next.iter() {
+                // What the log knows of another topic is nothing to say of this one.
+                if self.is_foreign || self.rewound.contains(&partition) {
+                    continue;
+                }
                 self.next.insert(partition, next);
                 let before = ledger.get(&partition).map(|written| written.delivered);
                 if delivered.is_behind() {
@@ -186,12 +196,14 @@ impl<F: Fs> Keeper<F> {
                 }
             }
             for (partition, written) in ledger {
-                delivered.first_seen(*partition, written.delivered);
+                if is_ours(partition, &written.entry) {
+                    delivered.first_seen(*partition, written.delivered);
+                }
             }
         }
         for (partition, written) in ledger {
             // Never less than was said before: what lies between is in the log, or owed.
-            if written.entry.topic == witness.topic {
+            if is_ours(partition, &written.entry) {
                 let next = self.next.entry(*partition).or_insert(written.entry.next);
                 *next = (*next).max(written.entry.next);
             }
@@ -224,6 +236,24 @@ impl<F: Fs> Keeper<F> {
         Ok(())
     }
 
+    /// Consumption of a partition begins anew, at `next` or at Kafka's oldest message: the ledger says nothing of its old
+    /// history any more. Everything before `end` is of that one.
+    pub fn rewind(&mut self, partition: i32, next: Option<i64>, end: Position) {
+        self.rewound.insert(partition);
+        self.said.remove(&partition);
+        match next {
+            Some(next) => self.next.insert(partition, next),
+            None => self.next.remove(&partition),
+        };
+        lock(&self.delivered).begin_anew(partition, next, end);
+    }
+
+    /// Which topic Kafka has now. While it is another one than the log's, nothing is fetched again from it.
+    pub fn topic_is(&mut self, topic: &TopicIdentity) {
+        let known = self.log_offsets().topic;
+        self.is_foreign = known.is_some_and(|known| known.differs(topic));
+    }
+
     /// Whether an entry of another instance is about the topic that we consume; see [`ledger::is_of_another_topic`].
     #[must_use]
     pub fn is_of_our_topic(&self, entry: &Entry) -> bool {
@@ -235,8 +265,10 @@ impl<F: Fs> Keeper<F> {
     /// # Errors
     /// As [`Keeper::opened`].
     pub fn acknowledge(&mut self) -> Result<(), WalError> {
-        let acknowledged = self.log_offsets().lost.iter().collect();
-        self.note(&OffsetNote { acknowledged, ..OffsetNote::default() })
+        let LogOffsets { lost, gaps, .. } = self.log_offsets();
+        let gaps_seen_ms = gaps.iter().map(|gap| gap.at_ms).max().unwrap_or(0);
+        let acknowledged = lost.iter().collect();
+        self.note(&OffsetNote { acknowledged, gaps_seen_ms, ..OffsetNote::default() })
     }
 
     /// The log has everything of these partitions up to `next`. Returns what Kafka's ledger says already, as
@@ -257,10 +289,15 @@ impl<F: Fs> Keeper<F> {
 
     /// What the ledger should say now and did not say yet.
     pub fn due(&mut self, now: Duration, now_ms: i64) -> Vec<LedgerCommit> {
-        let Some(witness) = &self.witness else { return Vec::new() };
+        let Some(witness) = &mut self.witness else { return Vec::new() };
         // In this order: what is acked because it is owed must be seen as owed.
         let watermark = self.wal.delivered();
-        let owed = LogOffsets::decode(&self.wal.carry()).unwrap_or_default().owed;
+        let LogOffsets { owed, topic, .. } =
+            LogOffsets::decode(&self.wal.carry()).unwrap_or_default();
+        // The ledger is about what the log holds, whatever Kafka has by now.
+        if let Some(topic) = topic {
+            witness.topic = topic;
+        }
         let durable = self.wal.durable().through();
         let mut delivered = lock(&self.delivered);
         delivered.advance(watermark);
@@ -296,7 +333,7 @@ impl<F: Fs> Keeper<F> {
     /// The next range to be fetched again, while the log has room for it.
     #[must_use]
     pub fn next_owed(&self) -> Option<OffsetRange> {
-        if !self.is_open() || !self.wal.status().is_below_low_mark() {
+        if !self.is_open() || self.is_foreign || !self.wal.status().is_below_low_mark() {
             return None;
         }
         self.log_offsets().owed.iter().next()
@@ -354,7 +391,9 @@ impl<F: Fs> Keeper<F> {
     /// For each partition known, the offset before which everything is delivered for certain.
     #[must_use]
     pub fn delivered(&self) -> BTreeMap<i32, i64> {
-        lock(&self.delivered).tell().clone()
+        let mut delivered = lock(&self.delivered);
+        delivered.advance(self.wal.delivered());
+        delivered.tell().clone()
     }
 
     /// Counts since the start.

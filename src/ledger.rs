@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use wal::{Attestation, Incarnation, LogId, Position};
 
 use crate::offset_ranges::OffsetRange;
+use crate::topic_identity::TopicIdentity;
 
 /// Version of the metadata.
 const VERSION: u32 = 1;
@@ -65,10 +66,8 @@ impl Entry {
 /// Whose log it is and where it stands: the part of an entry that is the same for all partitions.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Witness {
-    /// Id of the cluster.
-    pub cluster: String,
-    /// Id of the topic.
-    pub topic: String,
+    /// The topic.
+    pub topic: TopicIdentity,
     /// Id of our log.
     pub log: LogId,
     /// Its present opening.
@@ -81,8 +80,8 @@ impl Witness {
     pub fn entry(&self, durable: Position, next: i64, at_ms: i64) -> Entry {
         Entry {
             v: VERSION,
-            cluster: self.cluster.clone(),
-            topic: self.topic.clone(),
+            cluster: self.topic.cluster.clone(),
+            topic: self.topic.topic.clone(),
             log: self.log.to_string(),
             incarnation: self.incarnation.get(),
             durable: durable.get(),
@@ -130,13 +129,11 @@ pub fn compare(
     Finding::Intact
 }
 
-/// Whether an entry is about another topic of the same name, in which its offsets mean nothing. Brokers without ids are
-/// believed.
+/// Whether an entry is about another topic of the same name, in which its offsets mean nothing.
 #[must_use]
 pub fn is_of_another_topic(entry: &Entry, ours: &Witness) -> bool {
-    let differs =
-        |theirs: &str, ours: &str| !theirs.is_empty() && !ours.is_empty() && theirs != ours;
-    differs(&entry.cluster, &ours.cluster) || differs(&entry.topic, &ours.topic)
+    let theirs = TopicIdentity { cluster: entry.cluster.clone(), topic: entry.topic.clone() };
+    theirs.differs(&ours.topic)
 }
 
 /// What a partition owes by its ledger.
@@ -151,8 +148,7 @@ mod tests {
 
     fn ours() -> Witness {
         Witness {
-            cluster: "c".to_owned(),
-            topic: "t".to_owned(),
+            topic: TopicIdentity { cluster: "c".to_owned(), topic: "t".to_owned() },
             log: LogId::new([7; 16]),
             incarnation: Incarnation::new(5),
         }
@@ -199,11 +195,8 @@ mod tests {
 
     #[test]
     fn the_metadata_is_small_and_comes_back() {
-        let entry = Witness { cluster: "x".repeat(22), topic: "y".repeat(22), ..ours() }.entry(
-            Position::new(u64::MAX),
-            i64::MAX,
-            i64::MAX,
-        );
+        let topic = TopicIdentity { cluster: "x".repeat(22), topic: "y".repeat(22) };
+        let entry = Witness { topic, ..ours() }.entry(Position::new(u64::MAX), i64::MAX, i64::MAX);
         let text = entry.encode();
         assert!(text.len() < 300, "{}: {text}", text.len());
         assert_eq!(Entry::decode(&text), Some(entry));

@@ -32,6 +32,7 @@ pub mod intake;
 pub mod kafka;
 pub mod kafka_certificate;
 pub mod kafka_connection;
+pub mod kafka_gap;
 pub mod kafka_trouble;
 pub mod keeper;
 pub mod ledger;
@@ -44,9 +45,11 @@ pub mod offset_trail;
 pub mod offsets;
 pub mod orders;
 pub mod pipeline;
+pub mod retention;
 pub mod secrets;
 pub mod service;
 pub mod store;
+pub mod topic_identity;
 pub mod writers;
 
 /// The promise, as the start-up log and the status state it.

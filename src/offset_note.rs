@@ -3,16 +3,22 @@
 //!
 //! The first byte is a version. Version 1 has the next offsets only; version 2 adds what is owed: offsets that this
 //! instance once took and may have lost, which are fetched again. An offset stops being owed in the same annotation
-//! that comes with its record, so a crash can neither forget nor invent a debt.
+//! that comes with its record, so a crash can neither forget nor invent a debt. Version 3 adds what the offsets are
+//! about: the topic's identity, leader epochs, and where Kafka's history and ours part.
 
 use std::collections::BTreeMap;
 
 use crate::codec::{self, CodecError};
 use crate::envelope::EnvelopeError;
+use crate::kafka_gap::KafkaGap;
 use crate::offset_ranges::{OffsetRange, OffsetRanges};
+use crate::topic_identity::TopicIdentity;
 
 const VERSION_NEXT: u8 = 1;
 const VERSION_OWED: u8 = 2;
+const VERSION_IDENTITY: u8 = 3;
+/// Gaps remembered until a person takes note of them; the oldest are forgotten first.
+const GAPS_MAX: usize = 64;
 
 /// For each partition of a batch, or of all batches, the next offset to take.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -87,9 +93,19 @@ pub struct OffsetNote {
     pub lost: Vec<OffsetRange>,
     /// Lost offsets that a person has taken note of.
     pub acknowledged: Vec<OffsetRange>,
+    /// The leader epoch of each partition's last message; -1: what was known of it means nothing any more.
+    pub epochs: BTreeMap<i32, i32>,
+    /// The topic that the offsets are about from here on. Another one than before ends what was known of the old one.
+    pub topic: Option<TopicIdentity>,
+    /// Where Kafka's history and ours part.
+    pub gaps: Vec<KafkaGap>,
+    /// A person has taken note of all gaps up to this time, milliseconds since the epoch; 0: of none.
+    pub gaps_seen_ms: i64,
 }
 
 type Ranges = Vec<OffsetRange>;
+type Owed = (Ranges, Ranges, Ranges, Ranges);
+type Identity = (Vec<(i32, i32)>, Option<TopicIdentity>, Vec<KafkaGap>, i64);
 
 impl OffsetNote {
     /// Bytes of the annotation, in the oldest version that can say it.
@@ -97,16 +113,25 @@ impl OffsetNote {
     /// # Errors
     /// As [`codec::encode_into`].
     pub fn encode(&self) -> Result<Vec<u8>, CodecError> {
-        let plain = [&self.owed, &self.settled, &self.lost, &self.acknowledged];
-        if plain.iter().all(|ranges| ranges.is_empty()) {
+        let owed = [&self.owed, &self.settled, &self.lost, &self.acknowledged];
+        let has_identity = !self.epochs.is_empty()
+            || self.topic.is_some()
+            || !self.gaps.is_empty()
+            || self.gaps_seen_ms != 0;
+        if !has_identity && owed.iter().all(|ranges| ranges.is_empty()) {
             return self.next.encode();
         }
-        let mut out = vec![VERSION_OWED];
+        let mut out = vec![if has_identity { VERSION_IDENTITY } else { VERSION_OWED }];
         let pairs: Vec<(i32, i64)> = self.next.iter().collect();
         codec::encode_into(
             &(pairs, &self.owed, &self.settled, &self.lost, &self.acknowledged),
             &mut out,
         )?;
+        if has_identity {
+            let epochs: Vec<(i32, i32)> =
+                self.epochs.iter().map(|(partition, epoch)| (*partition, *epoch)).collect();
+            codec::encode_into(&(epochs, &self.topic, &self.gaps, self.gaps_seen_ms), &mut out)?;
+        }
         Ok(out)
     }
 
@@ -122,12 +147,22 @@ impl OffsetNote {
                 Ok(Self { next: pairs.into_iter().collect(), ..Self::default() })
             }
             Some((&VERSION_OWED, rest)) => {
-                let (pairs, owed, settled, lost, acknowledged) =
-                    codec::decode::<(Vec<(i32, i64)>, Ranges, Ranges, Ranges, Ranges)>(rest)?;
-                Ok(Self { next: pairs.into_iter().collect(), owed, settled, lost, acknowledged })
+                let (pairs, owed) = codec::decode::<(Vec<(i32, i64)>, Owed)>(rest)?;
+                Ok(Self::of(pairs, owed))
+            }
+            Some((&VERSION_IDENTITY, rest)) => {
+                let (pairs, owed, (epochs, topic, gaps, gaps_seen_ms)) =
+                    codec::decode::<(Vec<(i32, i64)>, Owed, Identity)>(rest)?;
+                let epochs = epochs.into_iter().collect();
+                Ok(Self { epochs, topic, gaps, gaps_seen_ms, ..Self::of(pairs, owed) })
             }
             Some((&found, _)) => Err(EnvelopeError::UnknownVersion { found }),
         }
+    }
+
+    fn of(pairs: Vec<(i32, i64)>, (owed, settled, lost, acknowledged): Owed) -> Self {
+        let next = pairs.into_iter().collect();
+        Self { next, owed, settled, lost, acknowledged, ..Self::default() }
     }
 }
 
@@ -140,6 +175,12 @@ pub struct LogOffsets {
     pub owed: OffsetRanges,
     /// What is lost, until a person has taken note of it.
     pub lost: OffsetRanges,
+    /// The leader epoch of each partition's last message.
+    pub epochs: BTreeMap<i32, i32>,
+    /// The topic that all of this is about.
+    pub topic: Option<TopicIdentity>,
+    /// Where Kafka's history and ours part, until a person has taken note of it.
+    pub gaps: Vec<KafkaGap>,
 }
 
 impl LogOffsets {
@@ -155,8 +196,24 @@ impl LogOffsets {
 
     /// Adds an annotation. Adding the last one again changes nothing.
     pub fn fold(&mut self, note: OffsetNote) {
+        if let Some(topic) = note.topic {
+            if self.topic.as_ref().is_some_and(|known| known.differs(&topic)) {
+                // Nobody has the old topic's messages any more.
+                self.next.clear();
+                self.epochs.clear();
+                std::mem::take(&mut self.owed).iter().for_each(|range| self.lost.insert(range));
+            }
+            self.topic = Some(topic);
+        }
         for (partition, next) in note.next.iter() {
             self.next.set(partition, next);
+        }
+        for (partition, epoch) in note.epochs {
+            if epoch < 0 {
+                self.epochs.remove(&partition);
+            } else {
+                self.epochs.insert(partition, epoch);
+            }
         }
         for range in note.owed {
             self.owed.insert(range);
@@ -171,6 +228,14 @@ impl LogOffsets {
         for range in note.acknowledged {
             self.lost.remove(range);
         }
+        for gap in note.gaps {
+            if !self.gaps.contains(&gap) {
+                self.gaps.push(gap);
+            }
+        }
+        self.gaps.retain(|gap| gap.at_ms > note.gaps_seen_ms);
+        let forgotten = self.gaps.len().saturating_sub(GAPS_MAX);
+        self.gaps.drain(..forgotten);
     }
 
     fn as_note(&self) -> OffsetNote {
@@ -178,6 +243,9 @@ impl LogOffsets {
             next: self.next.clone(),
             owed: self.owed.iter().collect(),
             lost: self.lost.iter().collect(),
+            epochs: self.epochs.clone(),
+            topic: self.topic.clone(),
+            gaps: self.gaps.clone(),
             ..OffsetNote::default()
         }
     }
@@ -211,6 +279,7 @@ mod tests {
     use wal::Carry as _;
 
     use super::*;
+    use crate::kafka_gap::GapKind;
 
     fn range(partition: i32, from: i64, to: i64) -> OffsetRange {
         OffsetRange { partition, from, to }
@@ -260,14 +329,61 @@ mod tests {
         let golden = [2, 1, 0, 20, 1, 2, 4, 6, 1, 2, 8, 10, 1, 2, 12, 14, 1, 2, 16, 18];
         assert_eq!(note.encode().unwrap(), golden);
         assert_eq!(OffsetNote::decode(&golden).unwrap(), note);
+        let note = OffsetNote {
+            epochs: BTreeMap::from([(0, 7)]),
+            topic: Some(topic("u")),
+            gaps: vec![gap(5, 9, 1)],
+            gaps_seen_ms: 3,
+            ..next(&[(0, 10)])
+        };
+        let golden =
+            [3, 1, 0, 20, 0, 0, 0, 0, 1, 0, 14, 1, 1, b'c', 1, b'u', 1, 0, 0, 10, 18, 2, 6];
+        assert_eq!(note.encode().unwrap(), golden);
+        assert_eq!(OffsetNote::decode(&golden).unwrap(), note);
+    }
+
+    fn topic(id: &str) -> TopicIdentity {
+        TopicIdentity { cluster: "c".to_owned(), topic: id.to_owned() }
+    }
+
+    fn gap(from: i64, to: i64, at_ms: i64) -> KafkaGap {
+        KafkaGap { kind: GapKind::Retention, partition: 0, from, to, at_ms }
+    }
+
+    #[test]
+    fn another_topic_of_the_name_ends_what_was_known_of_the_old_one() {
+        let named = |id: &str| OffsetNote { topic: Some(topic(id)), ..OffsetNote::default() };
+        let old = OffsetNote {
+            owed: vec![range(0, 5, 20)],
+            epochs: BTreeMap::from([(0, 3)]),
+            ..next(&[(0, 20), (1, 4)])
+        };
+        let same = carried(&[named("t"), old.clone(), named("t")]);
+        assert_eq!(same.next.get(0), Some(20));
+        let offsets = carried(&[named("t"), old, named("u"), next(&[(1, 2)])]);
+        assert_eq!(offsets.next.iter().collect::<Vec<_>>(), [(1, 2)]);
+        assert!(offsets.owed.is_empty() && offsets.epochs.is_empty());
+        assert_eq!(offsets.lost.iter().collect::<Vec<_>>(), [range(0, 5, 20)]);
+        assert_eq!(offsets.topic, Some(topic("u")));
+    }
+
+    #[test]
+    fn gaps_stay_until_a_person_has_seen_them() {
+        let found = |gaps: Vec<KafkaGap>| OffsetNote { gaps, ..OffsetNote::default() };
+        let seen = OffsetNote { gaps_seen_ms: 10, ..OffsetNote::default() };
+        let notes = [found(vec![gap(1, 2, 10)]), found(vec![gap(1, 2, 10), gap(5, 6, 20)]), seen];
+        assert_eq!(carried(&notes[..2]).gaps, [gap(1, 2, 10), gap(5, 6, 20)]);
+        assert_eq!(carried(&notes).gaps, [gap(5, 6, 20)]);
+        let many: Vec<KafkaGap> = (0..100).map(|at| gap(at, at + 1, at + 1)).collect();
+        assert_eq!(carried(&[found(many)]).gaps.first(), Some(&gap(36, 37, 37)));
     }
 
     #[test]
     fn bytes_of_a_newer_version_are_refused() {
         assert!(matches!(
-            OffsetNote::decode(&[3, 0]),
-            Err(EnvelopeError::UnknownVersion { found: 3 })
+            OffsetNote::decode(&[4, 0]),
+            Err(EnvelopeError::UnknownVersion { found: 4 })
         ));
-        assert!(OffsetCarry::default().load(&[3, 0]).is_err());
+        assert!(OffsetCarry::default().load(&[4, 0]).is_err());
     }
 }

@@ -111,6 +111,12 @@ impl OffsetTrail {
 
     /// All holes, in order.
     pub fn finish(mut self) -> Vec<Hole> {
+        for range in self.holes.iter_mut().flat_map(|hole| &mut hole.ranges) {
+            // Consumption began anew in the hole, at an offset that went with it.
+            if range.from.zip(range.to).is_some_and(|(from, to)| from > to) {
+                range.from = None;
+            }
+        }
         for hole in &mut self.holes {
             hole.ranges.retain(|range| match (range.from, range.to) {
                 (Some(from), Some(to)) => from < to,

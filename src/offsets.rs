@@ -50,11 +50,35 @@ pub enum Intake {
     Take,
     /// Its offset was taken before: Kafka sent it again.
     Repeated,
-    /// Its partition is not ours any more.
+    /// Its partition is not ours any more, or its consumption is about to begin elsewhere.
     Unassigned,
+    /// Kafka has another message at the last offset that our log has: their histories have parted somewhere before.
+    Diverged,
 }
 
-/// How far a partition has come; each value is a next offset.
+/// The last message of a partition that the log has, fetched again to see whether Kafka still has the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Overlap {
+    /// Its offset.
+    pub offset: i64,
+    /// The epoch of the leader that it came from: with the offset it tells a message from any other.
+    pub leader_epoch: i32,
+}
+
+/// What tells a message from others, and when it was written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Coordinates {
+    /// Its partition.
+    pub partition: i32,
+    /// Its offset.
+    pub offset: i64,
+    /// The epoch of the leader that it came from; -1 when unknown.
+    pub leader_epoch: i32,
+    /// Kafka's timestamp, milliseconds since the epoch, if it has one.
+    pub timestamp_ms: Option<i64>,
+}
+
+/// How far a partition has come; offsets are next offsets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PartitionProgress {
     /// Where consumption began after the last assignment.
@@ -65,6 +89,8 @@ pub struct PartitionProgress {
     pub durable: Option<i64>,
     /// What Kafka last confirmed for the group.
     pub committed: Option<i64>,
+    /// Timestamp of the last message taken, milliseconds since the epoch.
+    pub timestamp_ms: Option<i64>,
 }
 
 #[derive(Debug, Default)]
@@ -76,6 +102,15 @@ struct Partition {
     pending: VecDeque<Pending>,
     /// Everything before it is in the ledger.
     witnessed: Option<i64>,
+    /// Everything before it is delivered, as far as is known.
+    delivered: Option<i64>,
+    /// Epoch of the leader of the last message; -1 when unknown.
+    leader_epoch: i32,
+    overlap: Option<Overlap>,
+    /// Nothing is taken before consumption has begun anew.
+    held: bool,
+    /// The ledger has not heard yet that consumption began anew: what it says is about the time before.
+    ledger_is_behind: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -92,22 +127,38 @@ pub struct Offsets {
     origins: BTreeMap<i32, i64>,
     /// Nothing is committed before the ledger has it.
     needs_witness: bool,
+    /// Nothing is committed before it is delivered.
+    needs_delivery: bool,
 }
 
 impl Offsets {
     /// Begins to track `partition`. `start` is the offset consumption begins at when it is known; `committed` what
     /// Kafka holds for the group. When the log knows more than Kafka, what it knows lies before `log_end`, which need
-    /// not be durable yet: a partition may be lost and come back between an append and its sync.
+    /// not be durable yet: a partition may be lost and come back between an append and its sync. `overlap` is the last
+    /// message of the log, if consumption begins with it.
     pub fn assign(
         &mut self,
         partition: i32,
         start: Option<i64>,
         committed: Option<i64>,
         log_end: Position,
+        overlap: Option<Overlap>,
     ) {
-        let progress =
-            PartitionProgress { started_at: start, consumed: start, durable: committed, committed };
-        let mut state = Partition { progress, witnessed: committed, ..Partition::default() };
+        let progress = PartitionProgress {
+            started_at: start,
+            consumed: start,
+            durable: committed,
+            committed,
+            timestamp_ms: None,
+        };
+        let leader_epoch = overlap.map_or(-1, |overlap| overlap.leader_epoch);
+        let mut state = Partition {
+            progress,
+            witnessed: committed,
+            leader_epoch,
+            overlap,
+            ..Partition::default()
+        };
         if let Some(next) =
             start.filter(|start| committed.is_none_or(|committed| *start > committed))
         {
@@ -124,9 +175,21 @@ impl Offsets {
         }
     }
 
-    /// Decides about the message at `offset` and, when it is to be taken, notes it.
-    pub fn take(&mut self, partition: i32, offset: i64) -> Intake {
+    /// Decides about a message and, when it is to be taken, notes it.
+    pub fn take(&mut self, message: Coordinates) -> Intake {
+        let Coordinates { partition, offset, leader_epoch, timestamp_ms } = message;
         let Some(state) = self.partitions.get_mut(&partition) else { return Intake::Unassigned };
+        if state.held {
+            return Intake::Unassigned;
+        }
+        if let Some(overlap) = state.overlap.take()
+            && overlap.offset == offset
+            && leader_epoch >= 0
+            && leader_epoch != overlap.leader_epoch
+        {
+            state.held = true;
+            return Intake::Diverged;
+        }
         if state.progress.consumed.is_some_and(|next| offset < next) {
             return Intake::Repeated;
         }
@@ -134,12 +197,75 @@ impl Offsets {
         state.progress.started_at.get_or_insert(offset);
         state.progress.consumed = Some(next);
         state.taken = Some(next);
+        state.progress.timestamp_ms = timestamp_ms;
+        state.leader_epoch = leader_epoch;
         Intake::Take
+    }
+
+    /// Consumption of `partition` begins anew at `start`, or where Kafka's oldest message is: what was taken before is of
+    /// another history, and what is appended next comes with the new start. Nothing is taken before
+    /// [`Offsets::begun`], and nothing that the ledger says counts before [`Offsets::ledger_rewound`].
+    pub fn restart(&mut self, partition: i32, start: Option<i64>) {
+        self.origins.remove(&partition);
+        let Some(state) = self.partitions.get_mut(&partition) else { return };
+        *state = Partition {
+            progress: PartitionProgress {
+                started_at: start,
+                consumed: start,
+                ..PartitionProgress::default()
+            },
+            taken: start,
+            leader_epoch: -1,
+            held: true,
+            ledger_is_behind: true,
+            ..Partition::default()
+        };
+    }
+
+    /// Nothing is taken or committed of `partition` before it is restarted.
+    pub fn hold(&mut self, partition: i32) {
+        if let Some(state) = self.partitions.get_mut(&partition) {
+            state.held = true;
+            state.taken = None;
+            state.pending.clear();
+            state.progress.durable = state.progress.committed;
+        }
+    }
+
+    /// Consumption of a restarted partition has begun at its new place.
+    pub fn begun(&mut self, partition: i32) {
+        if let Some(state) = self.partitions.get_mut(&partition) {
+            state.held = false;
+        }
+    }
+
+    /// What the ledger says of a restarted partition is about its new history from now on.
+    pub fn ledger_rewound(&mut self, partition: i32) {
+        if let Some(state) = self.partitions.get_mut(&partition) {
+            state.ledger_is_behind = false;
+        }
+    }
+
+    /// True when nothing was taken since the partition was assigned or restarted.
+    #[must_use]
+    pub fn is_untouched(&self, partition: i32) -> bool {
+        self.partitions
+            .get(&partition)
+            .is_some_and(|state| state.progress.consumed == state.progress.started_at)
     }
 
     /// Partitions with messages taken since the last append, with their next offsets: the annotation of that append.
     pub fn taken(&self) -> impl Iterator<Item = (i32, i64)> + '_ {
         self.partitions.iter().filter_map(|(partition, state)| Some((*partition, state.taken?)))
+    }
+
+    /// Leader epochs of the partitions in [`Offsets::taken`], where they are known, and -1 where one that was known
+    /// means nothing any more.
+    pub fn taken_epochs(&self) -> impl Iterator<Item = (i32, i32)> + '_ {
+        self.partitions
+            .iter()
+            .filter(|(_, state)| state.taken.is_some() && (state.leader_epoch >= 0 || state.held))
+            .map(|(partition, state)| (*partition, state.leader_epoch))
     }
 
     /// Everything taken so far lies before `end` in the log.
@@ -171,7 +297,13 @@ impl Offsets {
             .filter(|(partition, _)| wanted(**partition))
             .filter_map(|(partition, state)| {
                 let durable = state.progress.durable?;
-                let next = if self.needs_witness { durable.min(state.witnessed?) } else { durable };
+                let mut next = durable;
+                if self.needs_witness {
+                    next = next.min(state.witnessed?);
+                }
+                if self.needs_delivery {
+                    next = next.min(state.delivered?);
+                }
                 let new = state.progress.committed.is_none_or(|committed| next > committed);
                 new.then_some(Committable { partition: *partition, next })
             })
@@ -185,7 +317,7 @@ impl Offsets {
         }
         self.partitions
             .iter()
-            .filter(|(partition, _)| wanted(**partition))
+            .filter(|(partition, state)| wanted(**partition) && !state.ledger_is_behind)
             .filter_map(|(partition, state)| {
                 let next = state.progress.durable?;
                 let began = state.progress.started_at.unwrap_or(next);
@@ -201,16 +333,33 @@ impl Offsets {
         self.needs_witness = needed;
     }
 
+    /// From now on nothing is committed before it is delivered.
+    pub fn need_delivery(&mut self, needed: bool) {
+        self.needs_delivery = needed;
+    }
+
+    /// Everything of `partition` before `next` is delivered.
+    pub fn delivered(&mut self, partition: i32, next: i64) {
+        if let Some(state) = self.partitions.get_mut(&partition) {
+            state.delivered = Some(next);
+        }
+    }
+
     /// The ledger of this instance says that everything of `partition` before `next` is in its log.
     pub fn witnessed(&mut self, partition: i32, next: i64) {
-        if let Some(state) = self.partitions.get_mut(&partition) {
+        if let Some(state) =
+            self.partitions.get_mut(&partition).filter(|state| !state.ledger_is_behind)
+        {
             state.witnessed = Some(state.witnessed.map_or(next, |old| old.max(next)));
         }
     }
 
-    /// Kafka confirmed that the group's offset of `partition` is `next`.
+    /// Kafka confirmed that the group's offset of `partition` is `next`. An answer that comes after the partition was
+    /// restarted may be about more than there is now, and says nothing.
     pub fn committed(&mut self, partition: i32, next: i64) {
-        if let Some(state) = self.partitions.get_mut(&partition) {
+        if let Some(state) = self.partitions.get_mut(&partition)
+            && state.progress.durable.is_some_and(|durable| next <= durable)
+        {
             state.progress.committed =
                 Some(state.progress.committed.map_or(next, |old| old.max(next)));
         }

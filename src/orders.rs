@@ -3,8 +3,6 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::gather::Kind;
-
 /// One thing to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Order {
@@ -13,8 +11,10 @@ pub enum Order {
         /// Its name.
         instance: String,
     },
-    /// Take note of what is lost.
+    /// Take note of what is lost, and of gaps.
     Acknowledge,
+    /// Go on with partitions that stopped at a gap.
+    Accept,
 }
 
 /// The orders for one pipeline.
@@ -27,8 +27,8 @@ pub struct Orders {
 impl Orders {
     /// Orders for a pipeline of the persister whose data directory it is.
     #[must_use]
-    pub fn of(data_dir: &Path, kind: Kind) -> Self {
-        Self { dir: data_dir.join("orders"), prefix: format!("{}.", kind.name()) }
+    pub fn of(data_dir: &Path, pipeline: &str) -> Self {
+        Self { dir: data_dir.join("orders"), prefix: format!("{pipeline}.") }
     }
 
     /// Gives an order. Giving it again changes nothing.
@@ -40,6 +40,7 @@ impl Orders {
         let name = match order {
             Order::Rewind { instance } => format!("{}rewind.{instance}", self.prefix),
             Order::Acknowledge => format!("{}acknowledge", self.prefix),
+            Order::Accept => format!("{}accept", self.prefix),
         };
         std::fs::File::create(self.dir.join(name))?.sync_all()
     }
@@ -55,6 +56,7 @@ impl Orders {
                 let order = match name.strip_prefix("rewind.") {
                     Some(instance) => Order::Rewind { instance: instance.to_owned() },
                     None if name == "acknowledge" => Order::Acknowledge,
+                    None if name == "accept" => Order::Accept,
                     None => return None,
                 };
                 Some((path, order))
@@ -77,8 +79,8 @@ mod tests {
     #[test]
     fn an_order_waits_for_its_pipeline_until_it_is_done() {
         let dir = tempfile::tempdir().unwrap();
-        let metrics = Orders::of(dir.path(), Kind::Metrics);
-        let alarms = Orders::of(dir.path(), Kind::Alarms);
+        let metrics = Orders::of(dir.path(), "metrics");
+        let alarms = Orders::of(dir.path(), "alarms");
         assert!(metrics.pending().is_empty());
         let order = Order::Rewind { instance: "edge.7".to_owned() };
         metrics.give(&order).unwrap();

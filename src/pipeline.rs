@@ -24,7 +24,7 @@ use wal::{Committer, DiskFs, Position, Wal, WalConfig, WalError};
 
 use crate::breaker::BreakerState;
 use crate::clock::wall_ms;
-use crate::config::{Config, PipelineConfig};
+use crate::config::{Config, PipelineSpec};
 use crate::dead_letters::DeadLetters;
 use crate::deliver::{DeliverConfig, DeliverCounts};
 use crate::delivered::DeliveredOffsets;
@@ -85,6 +85,8 @@ pub struct WriterCounts {
 
 /// What the HTTP side reads of a pipeline; it steers nothing.
 pub struct PipelineView {
+    /// Its name; `metrics` and `alarms` unless there are more.
+    pub name: &'static str,
     /// What the pipeline carries.
     pub kind: Kind,
     /// Its topic.
@@ -123,6 +125,8 @@ impl PipelineView {
 /// How a pipeline ended.
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct PipelineEnd {
+    /// Its name.
+    pub name: &'static str,
     /// What it carried.
     pub kind: Kind,
     /// Rows written since the start.
@@ -169,13 +173,15 @@ impl Pipeline {
     /// # Errors
     /// The log cannot be opened ([`WalError`] inside tells why) or a property of Kafka is refused.
     pub fn start(
-        kind: Kind,
+        spec: &PipelineSpec<'_>,
         config: &Config,
-        pipeline: &PipelineConfig,
         surroundings: &Surroundings,
     ) -> anyhow::Result<Self> {
+        let PipelineSpec { kind, pipeline, .. } = *spec;
+        // As long as the process, like the pipeline.
+        let name: &'static str = spec.name.to_owned().leak();
         let started = surroundings.started;
-        let wal = open_log(kind, config, started)?;
+        let wal = open_log(spec, config, started)?;
         let memory = Arc::new(Mutex::new(DefinitionMemory::new(
             config.store.definitions_max,
             config.store.definition_refresh,
@@ -186,6 +192,7 @@ impl Pipeline {
             wal.delivered(),
             wal.durable().through(),
         )));
+        let ingest_shared = IngestShared::new();
         let ledger_keeper = LedgerKeeper {
             kafka: config.kafka.clone(),
             topic: pipeline.topic.clone(),
@@ -195,19 +202,21 @@ impl Pipeline {
                 .heard_of_every(
                     config.kafka.takeover_after.map_or(IDLE_INTERVAL, LedgerKeeper::heartbeat),
                 ),
-            orders: Orders::of(&config.data_dir, kind),
+            orders: Orders::of(&config.data_dir, name),
+            ingest: Arc::clone(&ingest_shared),
+            runtime: surroundings.runtime.clone(),
             started,
         };
         let (ledger, ledger_handle) = {
             let fatal = surroundings.fatal.clone();
-            LedgerThread::spawn(format!("{}-ledger", kind.name()), ledger_keeper, move |error| {
+            LedgerThread::spawn(format!("{}-ledger", name), ledger_keeper, move |error| {
                 drop(fatal.try_send(anyhow::Error::new(error).context("ledger")));
             })
             .context("start ledger thread")?
         };
 
-        let ingest_shared = IngestShared::new();
         let view = Arc::new(PipelineView {
+            name,
             kind,
             topic: pipeline.topic.clone(),
             group_id: pipeline.group_id.clone(),
@@ -224,6 +233,8 @@ impl Pipeline {
         let ingest_config = IngestConfig {
             commit_interval: config.kafka.commit_interval,
             initial_offset: config.kafka.initial_offset,
+            commit_after: config.kafka.commit_after,
+            gaps: config.kafka.gaps,
             #[cfg(feature = "mutants")]
             ledger: crate::mutants::of_the_log() == wal::Mutant::None,
             ..IngestConfig::default()
@@ -246,7 +257,7 @@ impl Pipeline {
 
         let ingest = {
             let (stop, fatal) = (Arc::clone(&stop_ingest), surroundings.fatal.clone());
-            spawn(format!("{}-ingest", kind.name()), move || match ingestion.run(&stop) {
+            spawn(format!("{}-ingest", name), move || match ingestion.run(&stop) {
                 Ok(end) => Some(end),
                 Err(error) => {
                     // The channel takes the first reason; a later one changes nothing.
@@ -276,10 +287,10 @@ impl Pipeline {
                 Arc::clone(&memory),
                 Arc::clone(&delivered),
             );
-            let damage = Damage { dir: log_dir(kind, config), delivered: Arc::clone(&delivered) };
+            let damage = Damage { dir: log_dir(name, config), delivered: Arc::clone(&delivered) };
             let (closing, give_up) = (Arc::clone(&closing), give_up.clone());
             let (view, fatal) = (Arc::clone(&view), surroundings.fatal.clone());
-            spawn(format!("{}-reader", kind.name()), move || {
+            spawn(format!("{}-reader", name), move || {
                 if let Err(error) =
                     read_log(log_reader, &damage, &view, &gathers, &closing, &give_up, started)
                 {
@@ -290,7 +301,7 @@ impl Pipeline {
 
         let (answers, answered) = crossbeam_channel::unbounded();
         let writers = Writers::start(
-            kind.name(),
+            name,
             pipeline.writers,
             &surroundings.store,
             &surroundings.runtime,
@@ -325,7 +336,7 @@ impl Pipeline {
         };
         let deliver = {
             let fatal = surroundings.fatal.clone();
-            spawn(format!("{}-deliver", kind.name()), move || {
+            spawn(format!("{}-deliver", name), move || {
                 if let Err(error) = stage.run() {
                     drop(fatal.try_send(error.context("deliver")));
                 }
@@ -385,6 +396,7 @@ impl Pipeline {
             })
             .collect();
         let end = PipelineEnd {
+            name: self.view.name,
             kind: self.view.kind,
             rows_written: self.view.deliver().counts.rows_written,
             kept_records: wal.status().backlog_records,
@@ -395,16 +407,21 @@ impl Pipeline {
     }
 }
 
-fn log_dir(kind: Kind, config: &Config) -> PathBuf {
-    config.data_dir.join("wal").join(kind.name())
+fn log_dir(name: &str, config: &Config) -> PathBuf {
+    config.data_dir.join("wal").join(name)
 }
 
-fn open_log(kind: Kind, config: &Config, started: Instant) -> anyhow::Result<Wal<DiskFs>> {
+fn open_log(
+    spec: &PipelineSpec<'_>,
+    config: &Config,
+    started: Instant,
+) -> anyhow::Result<Wal<DiskFs>> {
     const MIB: u64 = 1 << 20;
-    let dir = log_dir(kind, config);
-    let (max_bytes, segment_bytes) = match kind {
-        Kind::Metrics => (config.wal.metrics_bytes_max.as_u64(), 64 * MIB),
-        Kind::Alarms => (config.wal.alarms_bytes_max.as_u64(), 4 * MIB),
+    let PipelineSpec { name, kind, log_bytes_max: max_bytes, .. } = *spec;
+    let dir = log_dir(name, config);
+    let segment_bytes = match kind {
+        Kind::Metrics => 64 * MIB,
+        Kind::Alarms => 4 * MIB,
     };
     let wal_config = WalConfig {
         segment_bytes,
@@ -418,11 +435,11 @@ fn open_log(kind: Kind, config: &Config, started: Instant) -> anyhow::Result<Wal
     let fs = DiskFs::open(&dir).with_context(|| format!("open log directory {}", dir.display()))?;
     let (wal, report) = Wal::open(fs, wal_config, Box::<OffsetCarry>::default(), started.elapsed())
         .with_context(|| format!("open log {}", dir.display()))?;
-    tracing::info!(pipeline = kind.name(), dir = %dir.display(), report = ?report, "log opened");
+    tracing::info!(pipeline = name, dir = %dir.display(), report = ?report, "log opened");
     for gap in &report.gaps {
         tracing::error!(
             code = "WAL_CORRUPT",
-            pipeline = kind.name(),
+            pipeline = name,
             from = gap.range.start.get(),
             to = gap.range.end.get(),
             recovery_row = ?gap.row,
@@ -476,7 +493,7 @@ fn read_log(
         for gap in &gaps {
             tracing::error!(
                 code = "WAL_CORRUPT",
-                pipeline = view.kind.name(),
+                pipeline = view.name,
                 ?gap,
                 "records of the log are lost"
             );
@@ -537,7 +554,7 @@ impl Damage {
         for range in &owed {
             tracing::error!(
                 code = "WAL_CORRUPT",
-                pipeline = view.kind.name(),
+                pipeline = view.name,
                 partition = range.partition,
                 from = range.from,
                 to = range.to,
@@ -606,7 +623,7 @@ impl DeliverStage {
                 delivered().thaw(end);
                 if moved > 0 {
                     tracing::info!(
-                        pipeline = self.view.kind.name(),
+                        pipeline = self.view.name,
                         records = moved,
                         "moved stuck records to the head of the log"
                     );
@@ -678,12 +695,12 @@ impl DeliverStage {
         match state {
             BreakerState::Open => tracing::warn!(
                 code,
-                pipeline = self.view.kind.name(),
+                pipeline = self.view.name,
                 detail,
                 "store does not take rows: they stay in the log until it does"
             ),
             BreakerState::Closed | BreakerState::HalfOpen => {
-                tracing::info!(pipeline = self.view.kind.name(), "store takes rows again");
+                tracing::info!(pipeline = self.view.name, "store takes rows again");
             }
         }
     }

@@ -12,7 +12,6 @@ use wal::{DiskFs, NoCarry, Wal, WalConfig};
 
 use crate::config::{Config, ShutdownMode};
 use crate::dead_letters::DeadLetters;
-use crate::gather::Kind;
 use crate::http;
 use crate::inspect::{Inspect, Phase};
 use crate::instance;
@@ -68,9 +67,7 @@ impl Summary {
             let _infallible = write!(
                 line,
                 " {}: {} rows delivered, {} records kept in the log;",
-                end.kind.name(),
-                end.rows_written,
-                end.kept_records
+                end.name, end.rows_written, end.kept_records
             );
         }
         let _infallible = write!(line, " {} dead letters", self.dead_letters);
@@ -127,13 +124,11 @@ pub fn run(
         fatal,
     };
     let mut pipelines = Vec::new();
-    for (kind, pipeline) in [(Kind::Metrics, &config.metrics), (Kind::Alarms, &config.alarms)] {
-        if pipeline.enabled {
-            pipelines.push(
-                Pipeline::start(kind, config, pipeline, &surroundings)
-                    .with_context(|| format!("start pipeline {}", kind.name()))?,
-            );
-        }
+    for spec in config.pipelines().filter(|spec| spec.pipeline.enabled) {
+        pipelines.push(
+            Pipeline::start(&spec, config, &surroundings)
+                .with_context(|| format!("start pipeline {}", spec.name))?,
+        );
     }
     let views = pipelines.iter().map(Pipeline::view).collect();
     let inspect = Arc::new(Inspect::new(

@@ -9,9 +9,8 @@ use serde_json::json;
 
 use super::{ConfigFile, print_json};
 use crate::clock::wall_ms;
-use crate::config::{Config, PipelineConfig};
+use crate::config::{Config, PipelineConfig, PipelineSpec};
 use crate::exit;
-use crate::gather::Kind;
 use crate::kafka::ledger;
 use crate::keeper::Written;
 use crate::orders::{Order, Orders};
@@ -28,8 +27,17 @@ other one had taken and not delivered is taken again from Kafka, which still nee
 all, rows are written twice with the same content.\n\nExample:\n  monasca-persister offsets rewind --instance edge-7"
     )]
     Rewind(RewindArgs),
-    /// Take note of messages that are lost: the status stops warning about them.
+    /// Take note of messages that are lost and of gaps: the status stops warning about them.
+    #[command(
+        after_help = "Example:\n  monasca-persister offsets acknowledge --config persister.yaml"
+    )]
     Acknowledge(ConfigFile),
+    /// Go on with partitions that stopped at a gap, with what Kafka has.
+    #[command(
+        after_help = "The status names the gaps (KAFKA_RECREATED, KAFKA_TRUNCATED, KAFKA_GAP). A topic that was created \
+again is consumed from its beginning.\n\nExample:\n  monasca-persister offsets accept --config persister.yaml"
+    )]
+    Accept(ConfigFile),
 }
 
 #[derive(Debug, Args)]
@@ -54,14 +62,21 @@ pub(super) fn offsets(command: &OffsetsCommand) -> anyhow::Result<u8> {
     match command {
         OffsetsCommand::Show(args) => show(args),
         OffsetsCommand::Rewind(args) => rewind(args),
-        OffsetsCommand::Acknowledge(file) => acknowledge(file),
+        OffsetsCommand::Acknowledge(file) => order(
+            file,
+            &Order::Acknowledge,
+            "the status stops warning about what is lost until now",
+        ),
+        OffsetsCommand::Accept(file) => order(
+            file,
+            &Order::Accept,
+            "partitions that stopped at a gap go on within seconds, or when the persister is started",
+        ),
     }
 }
 
-fn pipelines(config: &Config) -> impl Iterator<Item = (Kind, &PipelineConfig)> {
-    [(Kind::Metrics, &config.metrics), (Kind::Alarms, &config.alarms)]
-        .into_iter()
-        .filter(|(_, pipeline)| pipeline.enabled)
+fn pipelines(config: &Config) -> impl Iterator<Item = PipelineSpec<'_>> {
+    config.pipelines().filter(|spec| spec.pipeline.enabled)
 }
 
 type Ledgers = BTreeMap<String, BTreeMap<i32, Written>>;
@@ -87,8 +102,8 @@ fn owed(written: &Written) -> i64 {
 fn show(args: &ShowArgs) -> anyhow::Result<u8> {
     let config = args.file.load()?.config;
     let mut all = BTreeMap::new();
-    for (kind, pipeline) in pipelines(&config) {
-        all.insert(kind.name(), ledgers(&config, pipeline)?);
+    for spec in pipelines(&config) {
+        all.insert(spec.name, ledgers(&config, spec.pipeline)?);
     }
     if args.json {
         let listed = |(pipeline, ledgers): (&&str, &Ledgers)| {
@@ -140,18 +155,18 @@ fn rewind(args: &RewindArgs) -> anyhow::Result<u8> {
     let config = args.file.load()?.config;
     let mut known = Vec::new();
     let mut total = 0;
-    for (kind, pipeline) in pipelines(&config) {
-        let ledgers = ledgers(&config, pipeline)?;
+    for spec in pipelines(&config) {
+        let ledgers = ledgers(&config, spec.pipeline)?;
         let Some(ledger) = ledgers.get(&args.instance) else {
             known.extend(ledgers.into_keys());
             continue;
         };
         let owed: i64 = ledger.values().map(owed).sum();
         total += 1;
-        Orders::of(&config.data_dir, kind)
+        Orders::of(&config.data_dir, spec.name)
             .give(&Order::Rewind { instance: args.instance.clone() })
             .with_context(|| format!("leave an order in {}", config.data_dir.display()))?;
-        println!("{}: {} owes {owed} messages: ordered", kind.name(), args.instance);
+        println!("{}: {} owes {owed} messages: ordered", spec.name, args.instance);
     }
     if total == 0 {
         known.sort();
@@ -170,13 +185,13 @@ fn rewind(args: &RewindArgs) -> anyhow::Result<u8> {
     Ok(exit::OK)
 }
 
-fn acknowledge(file: &ConfigFile) -> anyhow::Result<u8> {
+fn order(file: &ConfigFile, order: &Order, effect: &str) -> anyhow::Result<u8> {
     let config = file.load()?.config;
-    for (kind, _) in pipelines(&config) {
-        Orders::of(&config.data_dir, kind)
-            .give(&Order::Acknowledge)
+    for spec in pipelines(&config) {
+        Orders::of(&config.data_dir, spec.name)
+            .give(order)
             .with_context(|| format!("leave an order in {}", config.data_dir.display()))?;
     }
-    println!("ordered: the status stops warning about messages that are lost until now");
+    println!("ordered: {effect}");
     Ok(exit::OK)
 }

@@ -1,9 +1,11 @@
 //! What makes no sense in a configuration that reads well: every problem at once, each with its key.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Duration;
 
 use super::{Config, PipelineConfig, security};
+use crate::gather::Kind;
 
 /// One value that makes no sense.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,24 +96,10 @@ impl Config {
                 "must be at least 10s; a restart should be over by then, so rather 30m".to_owned(),
             );
         }
-        for (name, pipeline) in [("metrics", &self.metrics), ("alarms", &self.alarms)] {
-            pipeline.problems(|key, problem| wrong(&format!("{name}.{key}"), problem));
-        }
-        if !self.metrics.enabled && !self.alarms.enabled {
+        if !self.pipelines().any(|spec| spec.pipeline.enabled) {
             wrong("metrics.enabled", "metrics and alarms are both off: nothing to do".to_owned());
         }
-        for (key, bytes, least) in [
-            ("wal.metrics_bytes_max", self.wal.metrics_bytes_max, METRICS_LOG_BYTES_LEAST),
-            ("wal.alarms_bytes_max", self.wal.alarms_bytes_max, SMALL_LOG_BYTES_LEAST),
-            ("wal.dead_letters_bytes_max", self.wal.dead_letters_bytes_max, SMALL_LOG_BYTES_LEAST),
-        ] {
-            if bytes.as_u64() < least {
-                wrong(
-                    key,
-                    format!("must be at least {}: four segments", bytesize::ByteSize(least)),
-                );
-            }
-        }
+        self.pipeline_problems(&mut wrong);
         let cassandra = &self.store.cassandra;
         if cassandra.contact_points.is_empty() {
             wrong("store.cassandra.contact_points", "needs at least one host:port".to_owned());
@@ -153,6 +141,61 @@ impl Config {
         }
         problems
     }
+}
+
+impl Config {
+    fn pipeline_problems(&self, wrong: &mut impl FnMut(&str, String)) {
+        let mut least_bytes = vec![(
+            "wal.dead_letters_bytes_max".to_owned(),
+            self.wal.dead_letters_bytes_max.as_u64(),
+            SMALL_LOG_BYTES_LEAST,
+        )];
+        let mut topics = BTreeSet::new();
+        let mut groups = BTreeSet::new();
+        for spec in self.pipelines() {
+            let is_more = self.more_pipelines.contains_key(spec.name);
+            let (section, bytes_key) = if is_more {
+                let at = format!("more_pipelines.{}", spec.name);
+                if !is_pipeline_name(spec.name) {
+                    wrong(
+                        &at,
+                        "is no name: up to 64 of a-z 0-9 - _, not metrics or alarms".to_owned(),
+                    );
+                }
+                (format!("{at}.pipeline"), format!("{at}.log_bytes_max"))
+            } else {
+                (spec.name.to_owned(), format!("wal.{}_bytes_max", spec.name))
+            };
+            let least = match spec.kind {
+                Kind::Metrics => METRICS_LOG_BYTES_LEAST,
+                Kind::Alarms => SMALL_LOG_BYTES_LEAST,
+            };
+            least_bytes.push((bytes_key, spec.log_bytes_max, least));
+            spec.pipeline.problems(|key, problem| wrong(&format!("{section}.{key}"), problem));
+            if spec.pipeline.enabled {
+                let shared = "another pipeline has the same; each needs its own".to_owned();
+                if !topics.insert(&spec.pipeline.topic) {
+                    wrong(&format!("{section}.topic"), shared.clone());
+                }
+                if !groups.insert(&spec.pipeline.group_id) {
+                    wrong(&format!("{section}.group_id"), shared);
+                }
+            }
+        }
+        for (key, bytes, least) in least_bytes {
+            if bytes < least {
+                let least = bytesize::ByteSize(least);
+                wrong(&key, format!("must be at least {least}: four segments"));
+            }
+        }
+    }
+}
+
+fn is_pipeline_name(name: &str) -> bool {
+    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '_');
+    (1..=64).contains(&name.len())
+        && name.chars().all(allowed)
+        && ![Kind::Metrics.name(), Kind::Alarms.name()].contains(&name)
 }
 
 /// A shorter silence says nothing.

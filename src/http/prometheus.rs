@@ -210,6 +210,31 @@ impl Snapshot {
             "lost_offsets",
             "Owed offsets that Kafka does not have any more, until a person takes note",
             self.of_status(|status| double(offsets(&status.ledger.lost))),
+        )?;
+        gauge(
+            encoder,
+            "kafka_gaps",
+            "Gaps between Kafka's history and ours that no person has taken note of",
+            self.of_status(|status| whole(status.ledger.gaps.len())),
+        )?;
+        gauge(
+            encoder,
+            "partitions_stopped",
+            "Partitions that stopped at such a gap and wait for a person",
+            self.of_status(|status| whole(status.stopped.len())),
+        )?;
+        let mut samples = Vec::new();
+        for (pipeline, status) in &self.status.pipelines {
+            for (partition, left) in &status.ledger.retention {
+                let labels = OfPartition { pipeline, partition: i64::from(*partition) };
+                samples.push((labels, double(left.seconds)));
+            }
+        }
+        gauge(
+            encoder,
+            "retention_left_seconds",
+            "Until Kafka's retention reaches the first message not consumed, of partitions that are behind",
+            samples,
         )
     }
 
@@ -401,7 +426,7 @@ impl Snapshot {
             encoder,
             "store_in_flight",
             "Requests in flight",
-            self.of_status(|status| double(u64::try_from(status.in_flight).unwrap_or(u64::MAX))),
+            self.of_status(|status| whole(status.in_flight)),
         )?;
         gauge(
             encoder,
@@ -413,6 +438,10 @@ impl Snapshot {
             }),
         )
     }
+}
+
+fn whole(count: usize) -> f64 {
+    double(u64::try_from(count).unwrap_or(u64::MAX))
 }
 
 /// Upper bounds in seconds, and how many fell into each bucket.

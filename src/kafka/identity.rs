@@ -12,14 +12,28 @@ use rdkafka::bindings as rdsys;
 use rdkafka::client::{Client, ClientContext};
 use rdkafka::message::BorrowedMessage;
 
+use crate::topic_identity::TopicIdentity;
+
 /// Epoch of the partition's leader when the message was fetched; -1 when unknown.
 pub(super) fn leader_epoch(message: &BorrowedMessage<'_>) -> i32 {
     // SAFETY: the message borrows the native one, which lives as long.
     unsafe { rdsys::rd_kafka_message_leader_epoch(message.ptr()) }
 }
 
+/// Which topic this is; ids that the brokers do not tell in time are empty.
+pub(super) fn of_topic<C: ClientContext>(
+    client: &Client<C>,
+    topic: &str,
+    timeout: Duration,
+) -> TopicIdentity {
+    TopicIdentity {
+        cluster: client.fetch_cluster_id(timeout).unwrap_or_default(),
+        topic: topic_id(client, topic, timeout).unwrap_or_default(),
+    }
+}
+
 /// The id that tells a topic from another of the same name, in base64; `None` if the broker does not say.
-pub(super) fn topic_id<C: ClientContext>(
+fn topic_id<C: ClientContext>(
     client: &Client<C>,
     topic: &str,
     timeout: Duration,

@@ -9,22 +9,27 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::Message;
 use rdkafka::{Offset, TopicPartitionList};
-use wal::{DiskFs, WalError};
+use wal::{DiskFs, Position, WalError};
 
-use super::{CALLBACK_WAIT, envelope, identity, lock};
+use super::{CALLBACK_WAIT, IngestShared, envelope, identity, lock};
 use crate::clock::wall_ms;
 use crate::config::KafkaConfig;
+use crate::ingest::CommitAfter;
+use crate::kafka_gap::KafkaGap;
 use crate::keeper::{Keeper, KeeperCounts, LedgerCommit, Written};
 use crate::ledger::{self, Entry, Finding};
 use crate::offset_ranges::OffsetRange;
 use crate::offsets::Testimony;
 use crate::orders::{Order, Orders};
+use crate::retention::{Behind, RetentionForecast};
+use crate::topic_identity::TopicIdentity;
 
 /// How long the thread waits for something to do.
 const TURN: Duration = Duration::from_millis(100);
@@ -33,11 +38,16 @@ const FETCH_TIME: Duration = Duration::from_millis(200);
 const FETCH_BYTES: usize = 1 << 20;
 /// How often the ledgers of other instances are looked at.
 const OTHERS_INTERVAL: Duration = Duration::from_secs(60);
+/// How often Kafka is asked which topic it has by our name.
+const TOPIC_INTERVAL: Duration = Duration::from_secs(10);
+/// How often it is forecast when Kafka removes what was not consumed, and how often the topic's retention is asked for.
+const RETENTION_INTERVAL: Duration = Duration::from_secs(15);
+const RETENTION_ASK_INTERVAL: Duration = Duration::from_secs(10 * 60);
 /// How often one that could not be read at start is tried again.
 const OPEN_RETRY: Duration = Duration::from_secs(2);
 
 /// What the ledger has to say to whoever consumes.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) enum LedgerNews {
     /// Kafka has the entry.
     Witnessed {
@@ -48,11 +58,28 @@ pub(crate) enum LedgerNews {
     },
     /// The ledger cannot be kept.
     Off,
+    /// It knows that consumption of the partition began anew.
+    Rewound {
+        /// The partition.
+        partition: i32,
+    },
+    /// Everything of the partition before `next` is delivered.
+    Delivered {
+        /// The partition.
+        partition: i32,
+        /// Next offset.
+        next: i64,
+    },
+    /// Kafka has this topic now.
+    Topic(TopicIdentity),
+    /// A person accepts the gaps at which partitions stopped.
+    Accept,
 }
 
 enum Request {
     Testify(Vec<Testimony>),
     Settle(Vec<Testimony>, Sender<Vec<LedgerNews>>),
+    Rewind { partition: i32, next: Option<i64>, end: Position },
 }
 
 /// What others may know.
@@ -68,8 +95,12 @@ pub struct LedgerSnapshot {
     pub owed: Vec<OffsetRange>,
     /// What was owed and Kafka does not have any more, until a person takes note of it.
     pub lost: Vec<OffsetRange>,
+    /// Where Kafka's history and ours parted, until a person takes note of it.
+    pub gaps: Vec<KafkaGap>,
     /// What is missing in the log since the start, as the ledger told.
     pub missing_at_start: Vec<OffsetRange>,
+    /// How long until Kafka's retention reaches the first message not consumed, for partitions that are behind.
+    pub retention: BTreeMap<i32, RetentionLeft>,
     /// Counts since the start.
     #[serde(flatten)]
     pub counts: KeeperCounts,
@@ -77,6 +108,15 @@ pub struct LedgerSnapshot {
     pub others: Vec<OtherLedger>,
     /// The last thing that did not work.
     pub last_error: Option<String>,
+}
+
+/// How long until Kafka's retention reaches a partition's first message that is not consumed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct RetentionLeft {
+    /// Seconds.
+    pub seconds: u64,
+    /// So little that somebody should look.
+    pub is_near: bool,
 }
 
 /// The ledger of another instance.
@@ -112,6 +152,12 @@ impl LedgerHandle {
             return Vec::new();
         }
         answered.recv_timeout(wait).unwrap_or_default()
+    }
+
+    /// Tells it that consumption of a partition begins anew, at `next` or at Kafka's oldest message; everything before
+    /// `end` in the log was taken before.
+    pub fn rewind(&self, partition: i32, next: Option<i64>, end: Position) {
+        drop(self.requests.send(Request::Rewind { partition, next, end }));
     }
 
     /// What it has said since the last call.
@@ -231,6 +277,21 @@ fn news_of(confirmed: Vec<(i32, i64)>) -> Vec<LedgerNews> {
     confirmed.into_iter().map(witnessed).collect()
 }
 
+/// How long Kafka keeps the topic's messages, by age; `None`: for ever.
+fn retention_of(at: &LedgerKeeper) -> anyhow::Result<Option<Duration>> {
+    let admin: AdminClient<Context> = super::connection(&at.kafka)?.create_with_context(Context)?;
+    let options = AdminOptions::new().request_timeout(Some(CALLBACK_WAIT));
+    let topic = [ResourceSpecifier::Topic(&at.topic)];
+    let answered = at.runtime.block_on(admin.describe_configs(&topic, &options))?;
+    let Some(Ok(config)) = answered.into_iter().next() else {
+        anyhow::bail!("the brokers do not say");
+    };
+    let value = |name| config.get(name).and_then(|entry| entry.value.as_deref());
+    let is_deleted = value("cleanup.policy").is_none_or(|policy| policy.contains("delete"));
+    let millis = value("retention.ms").and_then(|text| text.parse::<u64>().ok());
+    Ok(millis.filter(|_| is_deleted).map(Duration::from_millis))
+}
+
 /// Whether trying again is pointless until somebody grants a right.
 fn is_forbidden(error: &KafkaError) -> bool {
     matches!(
@@ -247,6 +308,10 @@ pub(crate) struct LedgerKeeper {
     pub instance: String,
     pub keeper: Keeper<DiskFs>,
     pub orders: Orders,
+    /// What the consuming thread says of its progress.
+    pub ingest: Arc<IngestShared>,
+    /// Carries questions to the brokers that the client library answers asynchronously.
+    pub runtime: tokio::runtime::Handle,
     pub started: Instant,
 }
 
@@ -306,6 +371,10 @@ impl LedgerThread {
             next_open: Duration::ZERO,
             next_commit: Duration::ZERO,
             next_others: Duration::from_secs(5),
+            next_topic: TOPIC_INTERVAL,
+            forecast: RetentionForecast::default(),
+            next_forecast: RETENTION_INTERVAL,
+            next_retention: Duration::ZERO,
         };
         let thread = std::thread::Builder::new().name(name).spawn(move || {
             if let Err(error) = driver.run() {
@@ -346,6 +415,11 @@ struct Driver {
     next_open: Duration,
     next_commit: Duration,
     next_others: Duration,
+    next_topic: Duration,
+    forecast: RetentionForecast,
+    next_forecast: Duration,
+    /// When the topic's retention is asked for again.
+    next_retention: Duration,
 }
 
 impl Driver {
@@ -376,6 +450,14 @@ impl Driver {
                 return Ok(());
             }
             self.fetch()?;
+            if self.now() >= self.next_topic {
+                self.next_topic = self.now() + TOPIC_INTERVAL;
+                self.look_at_topic();
+            }
+            if self.now() >= self.next_forecast {
+                self.next_forecast = self.now() + RETENTION_INTERVAL;
+                self.look_at_retention();
+            }
             if self.now() >= self.next_others {
                 self.next_others = self.now() + self.at.others_interval();
                 self.look_at_others()?;
@@ -423,11 +505,8 @@ impl Driver {
                 return Ok(());
             }
         };
-        let native = self.client.client();
-        let cluster = native.fetch_cluster_id(CALLBACK_WAIT).unwrap_or_default();
-        let topic_id =
-            identity::topic_id(native, &self.at.topic, CALLBACK_WAIT).unwrap_or_default();
-        match self.at.keeper.opened(&cluster, &topic_id, &ledger) {
+        let topic = identity::of_topic(self.client.client(), &self.at.topic, CALLBACK_WAIT);
+        match self.at.keeper.opened(&topic, &ledger) {
             Ok(missing) => {
                 let mut ranges = Vec::new();
                 for found in missing {
@@ -457,10 +536,11 @@ impl Driver {
                 tracing::info!(
                     topic = self.at.topic,
                     instance = self.at.instance,
-                    cluster,
-                    topic_id,
+                    cluster = topic.cluster,
+                    topic_id = topic.topic,
                     "ledger read"
                 );
+                lock(&self.handle.news).push(LedgerNews::Topic(topic));
                 lock(&self.handle.snapshot).missing_at_start = ranges;
                 Ok(())
             }
@@ -469,8 +549,79 @@ impl Driver {
         }
     }
 
+    /// A topic that is deleted and created again while it is consumed goes unnoticed by the client library.
+    fn look_at_topic(&mut self) {
+        let topic = identity::of_topic(self.client.client(), &self.at.topic, CALLBACK_WAIT);
+        if !topic.topic.is_empty() {
+            self.at.keeper.topic_is(&topic);
+            lock(&self.handle.news).push(LedgerNews::Topic(topic));
+        }
+    }
+
+    /// Forecasts when Kafka removes what was not consumed, for partitions that are behind.
+    fn look_at_retention(&mut self) {
+        let snapshot = self.at.ingest.snapshot();
+        let has_caught_up = |partition: &i32| snapshot.lag.get(partition) == Some(&0);
+        let (others, behind): (Vec<i32>, Vec<i32>) =
+            snapshot.partitions.keys().partition(|partition| has_caught_up(partition));
+        others.iter().for_each(|partition| self.forecast.forget(*partition));
+        if !behind.is_empty() && self.now() >= self.next_retention {
+            match retention_of(&self.at) {
+                Ok(retention) => {
+                    self.forecast.retention = retention;
+                    self.next_retention = self.now() + RETENTION_ASK_INTERVAL;
+                }
+                Err(error) => {
+                    tracing::debug!(topic = self.at.topic, %error, "ask for the topic's retention")
+                }
+            }
+        }
+        let mut left = BTreeMap::new();
+        for partition in behind {
+            let Some(progress) = snapshot.partitions.get(&partition) else { continue };
+            let bounds = self.client.fetch_watermarks(&self.at.topic, partition, CALLBACK_WAIT);
+            let Ok((low, high)) = bounds else { break };
+            let next = progress.consumed.unwrap_or(low);
+            if next >= high {
+                self.forecast.forget(partition);
+                continue;
+            }
+            let timestamp_ms = progress.timestamp_ms.or_else(|| self.timestamp_at(partition, next));
+            let behind = Behind { next, timestamp_ms, low };
+            if let Some(forecast) = self.forecast.left(partition, behind, self.now(), wall_ms()) {
+                let is_near = self.forecast.is_near(forecast);
+                left.insert(partition, RetentionLeft { seconds: forecast.as_secs(), is_near });
+            }
+        }
+        lock(&self.handle.snapshot).retention = left;
+    }
+
+    /// Timestamp of a message that nobody has consumed yet: of a partition from which nothing was taken since the start.
+    fn timestamp_at(&mut self, partition: i32, offset: i64) -> Option<i64> {
+        if self.fetching.is_some() {
+            return None;
+        }
+        self.assign(Some((partition, offset)));
+        let deadline = Instant::now() + Duration::from_secs(2);
+        let mut found = None;
+        while found.is_none() && Instant::now() < deadline {
+            if let Some(Ok(message)) = self.client.poll(TURN)
+                && message.partition() == partition
+                && message.offset() >= offset
+            {
+                found = Some(message.timestamp().to_millis());
+            }
+        }
+        self.assign(None);
+        found.flatten()
+    }
+
     fn answer(&mut self, request: Request) {
         match request {
+            Request::Rewind { partition, next, end } => {
+                self.at.keeper.rewind(partition, next, end);
+                lock(&self.handle.news).push(LedgerNews::Rewound { partition });
+            }
             Request::Testify(testimony) => {
                 let said = self.at.keeper.testify(&testimony);
                 lock(&self.handle.news).extend(news_of(said));
@@ -513,6 +664,11 @@ impl Driver {
         let news = self.commit_now();
         let taken = news.is_some();
         lock(&self.handle.news).extend(news.unwrap_or_default());
+        if self.at.kafka.commit_after == CommitAfter::Delivery {
+            let delivered = self.at.keeper.delivered().into_iter();
+            let news = delivered.map(|(partition, next)| LedgerNews::Delivered { partition, next });
+            lock(&self.handle.news).extend(news);
+        }
         taken
     }
 
@@ -522,6 +678,7 @@ impl Driver {
         snapshot.open = self.at.keeper.is_open();
         snapshot.owed = offsets.owed.iter().collect();
         snapshot.lost = offsets.lost.iter().collect();
+        snapshot.gaps = offsets.gaps;
         snapshot.counts = self.at.keeper.counts();
     }
 
@@ -644,11 +801,19 @@ impl Driver {
     }
 
     fn carry_out_orders(&mut self) -> Result<(), WalError> {
-        if !self.at.keeper.is_open() {
-            return Ok(());
-        }
         for (file, order) in self.at.orders.pending() {
+            if order != Order::Accept && !self.at.keeper.is_open() {
+                continue;
+            }
             let done = match &order {
+                Order::Accept => {
+                    tracing::info!(
+                        topic = self.at.topic,
+                        "gaps accepted: stopped partitions go on"
+                    );
+                    lock(&self.handle.news).push(LedgerNews::Accept);
+                    Ok(true)
+                }
                 Order::Acknowledge => self.at.keeper.acknowledge().map(|()| {
                     tracing::info!(topic = self.at.topic, "lost messages acknowledged");
                     true

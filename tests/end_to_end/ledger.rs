@@ -48,7 +48,7 @@ fn flip_a_byte(log: &Path) {
     std::fs::write(&first, bytes).unwrap();
 }
 
-fn copy(from: &Path, to: &Path) {
+pub fn copy(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();

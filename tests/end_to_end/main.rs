@@ -14,6 +14,7 @@
 )]
 
 mod audit;
+mod gaps;
 mod ledger;
 mod load;
 mod persister;

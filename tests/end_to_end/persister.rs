@@ -151,8 +151,17 @@ impl Persister {
         http::get(&format!("{}/readyz", self.url)).is_ok_and(|(status, _)| status == 200)
     }
 
-    fn json(&self, path: &str) -> serde_json::Value {
-        let (_, body) = http::get(&format!("{}{path}", self.url)).unwrap();
+    /// The end of what it logged.
+    pub fn log_tail(&self) -> String {
+        self.process.log_tail()
+    }
+
+    pub fn url(&self, path: &str) -> String {
+        format!("{}{path}", self.url)
+    }
+
+    pub fn json(&self, path: &str) -> serde_json::Value {
+        let (_, body) = http::get(&self.url(path)).unwrap();
         serde_json::from_str(&body).unwrap()
     }
 

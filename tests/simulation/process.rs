@@ -18,6 +18,7 @@ use monasca_persister::offset_note::{LogOffsets, OffsetCarry};
 use monasca_persister::offset_ranges::OffsetRanges;
 use monasca_persister::offset_trail;
 use monasca_persister::offsets::{Committable, Testimony};
+use monasca_persister::topic_identity::TopicIdentity;
 use storage::definitions::DefinitionMemory;
 use storage::{IdScheme, StoreError, Verdict};
 use wal::sim::SimDisk;
@@ -70,6 +71,10 @@ pub fn wal_config() -> WalConfig {
         hold_back: Duration::from_secs(5),
         ..WalConfig::default()
     }
+}
+
+fn topic() -> TopicIdentity {
+    TopicIdentity { cluster: "cluster".to_owned(), topic: "topic".to_owned() }
 }
 
 impl Process {
@@ -150,7 +155,7 @@ impl Process {
     pub fn open_ledger(&mut self, kafka: &Kafka, tally: &mut Tally) -> Result<(), Died> {
         let nothing = BTreeMap::new();
         let ledger = if self.bug == Bug::TrustForeignLog { &nothing } else { &kafka.ledger };
-        let opened = match self.keeper.opened("cluster", "topic", ledger) {
+        let opened = match self.keeper.opened(&topic(), ledger) {
             Err(wal::WalError::NoSpace { .. }) => return Ok(()),
             opened => opened.map_err(Died::of)?,
         };
@@ -277,7 +282,7 @@ impl Process {
                 Effect::Commit(offsets) => self.commits.push(offsets),
                 Effect::Pause(_) => self.paused = true,
                 Effect::Resume(_) => self.paused = false,
-                Effect::Begin { .. } | Effect::AwaitDurable(_) => {}
+                _ => {}
             }
         }
     }

@@ -8,7 +8,7 @@ use wal::{Inventory, Position, SegmentEntry, inventory};
 use super::record::rfc3339;
 use super::{Log, LogArgs, flaw_json, place};
 use crate::exit;
-use crate::offset_note::NextOffsets;
+use crate::offset_note::{LogOffsets, NextOffsets, OffsetNote};
 
 pub(super) fn info(args: &LogArgs) -> anyhow::Result<u8> {
     let log = Log::open(&args.directory)?;
@@ -28,12 +28,11 @@ fn offsets(inventory: &Inventory) -> anyhow::Result<Option<NextOffsets>> {
     let Some(saved) = inventory.segments.last().and_then(|newest| newest.carry.as_ref()) else {
         return Ok(None);
     };
-    let mut next = NextOffsets::decode(saved).context("read the log's memory of offsets")?;
+    let mut offsets = LogOffsets::decode(saved).context("read the log's memory of offsets")?;
     for annotation in &inventory.tail.annotations {
-        let batch = NextOffsets::decode(annotation).context("read the offsets of a batch")?;
-        batch.iter().for_each(|(partition, offset)| next.set(partition, offset));
+        offsets.fold(OffsetNote::decode(annotation).context("read the offsets of a batch")?);
     }
-    Ok(Some(next))
+    Ok(Some(offsets.next))
 }
 
 fn backlog(inventory: &Inventory) -> u64 {

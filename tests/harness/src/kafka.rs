@@ -1,11 +1,14 @@
 //! A real Kafka broker: one node, KRaft.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::admin::{
+    AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication,
+};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::{Offset, TopicPartitionList};
@@ -299,6 +302,56 @@ impl Kafka {
     pub fn delete_topic(&self, name: &str) -> Result<(), HarnessError> {
         let outcome = block_on(self.admin()?.delete_topics(&[name], &options()));
         self.check("delete topic", outcome)
+    }
+
+    /// Removes all messages of a partition before an offset, as retention does.
+    ///
+    /// # Errors
+    /// The broker refuses.
+    pub fn delete_records(
+        &self,
+        topic: &str,
+        partition: i32,
+        before: i64,
+    ) -> Result<(), HarnessError> {
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(topic, partition, Offset::Offset(before))
+            .map_err(failed("delete records"))?;
+        let deleted = block_on(self.admin()?.delete_records(&list, &options()))
+            .map_err(failed("delete records"))?;
+        deleted
+            .elements()
+            .iter()
+            .try_for_each(|element| element.error().map_err(failed("delete records")))
+    }
+
+    /// Sets a property of a topic.
+    ///
+    /// # Errors
+    /// The broker refuses.
+    pub fn configure_topic(
+        &self,
+        topic: &str,
+        name: &str,
+        value: &str,
+    ) -> Result<(), HarnessError> {
+        let change = AlterConfig::new(ResourceSpecifier::Topic(topic)).set(name, value);
+        let altered = block_on(self.admin()?.alter_configs([&change], &options()))
+            .map_err(failed("configure topic"))?;
+        for result in altered {
+            result.map_err(|(_, code)| HarnessError::Kafka {
+                what: format!("configure topic {topic}"),
+                reason: code.to_string(),
+            })?;
+        }
+        Ok(())
+    }
+
+    /// The directory of a partition. While the broker is down, putting back an older copy of it does what a power cut
+    /// does to a broker that had not synced: the partition loses its end.
+    #[must_use]
+    pub fn partition_dir(&self, topic: &str, partition: i32) -> Option<PathBuf> {
+        Some(self.dir.as_ref()?.path().join("data").join(format!("{topic}-{partition}")))
     }
 
     fn check(

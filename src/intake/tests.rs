@@ -1,0 +1,251 @@
+//! What is taken, where consumption goes on, and what may be committed then.
+
+use wal::sim::SimDisk;
+use wal::{Chunk, ReadOutcome, Reader, WalConfig};
+
+use super::*;
+use crate::ingest::{CommitAfter, Start};
+use crate::kafka_gap::{GapKind, GapPolicies, GapPolicy, KafkaGap};
+use crate::offset_note::OffsetCarry;
+
+fn records(reader: &mut Reader<SimDisk>) -> Vec<Vec<u8>> {
+    let mut chunk = Chunk::default();
+    assert_eq!(reader.next(&mut chunk, usize::MAX).unwrap(), ReadOutcome::Records);
+    chunk.iter().map(|(_, record)| record.to_vec()).collect()
+}
+
+fn message(offset: i64, leader_epoch: i32, payload: &[u8]) -> Envelope<'_> {
+    Envelope {
+        topic: "metrics",
+        partition: 0,
+        offset,
+        leader_epoch,
+        timestamp_ms: 0,
+        timestamp_type: TimestampType::Absent,
+        received_ms: 0,
+        key: None,
+        payload: Some(payload),
+    }
+}
+
+fn opened(disk: &SimDisk, gaps: GapPolicies) -> Intake<SimDisk> {
+    let carry = Box::<OffsetCarry>::default();
+    let (wal, _) = Wal::open(disk.clone(), WalConfig::default(), carry, Duration::ZERO).unwrap();
+    let config = IngestConfig { ledger: false, gaps, ..IngestConfig::default() };
+    Intake::new(config, wal).unwrap()
+}
+
+fn assigned(intake: &mut Intake<SimDisk>, committed: Option<i64>) -> Vec<Effect> {
+    let mut effects = Vec::new();
+    intake.on(Event::Assigned { partition: 0, committed }, Duration::ZERO, &mut effects);
+    effects
+}
+
+fn take(intake: &mut Intake<SimDisk>, messages: std::ops::Range<i64>, leader_epoch: i32) {
+    for offset in messages {
+        let message = message(offset, leader_epoch, b"m");
+        intake.take(&message, Duration::ZERO, &mut Vec::new()).unwrap();
+    }
+    intake.settle(&[0], Duration::ZERO).unwrap();
+}
+
+fn committable(intake: &Intake<SimDisk>) -> Vec<i64> {
+    intake.committable_of(&[0]).iter().map(Committable::next).collect()
+}
+
+fn begin(at: i64) -> Effect {
+    Effect::Begin { partition: 0, start: Start::At(at) }
+}
+
+fn log(intake: &Intake<SimDisk>) -> LogOffsets {
+    LogOffsets::decode(&intake.wal.carry()).unwrap()
+}
+
+#[test]
+fn consumption_goes_on_behind_what_retention_took_and_the_log_remembers_the_gap() {
+    let disk = SimDisk::new(1);
+    let mut intake = opened(&disk, GapPolicies::default());
+    assigned(&mut intake, Some(5));
+    take(&mut intake, 5..8, 0);
+    let mut effects = Vec::new();
+    let bounds = Event::Bounds { partition: 0, low: 20, high: 30, at_ms: 1 };
+    intake.part(bounds, Duration::ZERO, &mut effects).unwrap();
+    let gap = KafkaGap { kind: GapKind::Retention, partition: 0, from: 8, to: 20, at_ms: 1 };
+    assert!(effects.contains(&begin(20)), "{effects:?}");
+    // What was fetched before consumption began anew is not taken.
+    take(&mut intake, 8..9, 0);
+    intake.on(Event::Begun { partition: 0 }, Duration::ZERO, &mut effects);
+    assert_eq!(committable(&intake), [20]);
+    take(&mut intake, 20..22, 0);
+    assert_eq!(committable(&intake), [22]);
+    drop(intake);
+    let intake = opened(&disk, GapPolicies::default());
+    assert_eq!(log(&intake).gaps, [gap]);
+    assert_eq!(log(&intake).next.get(0), Some(22));
+}
+
+#[test]
+fn a_partition_that_stops_at_a_gap_commits_nothing_and_goes_on_when_that_is_accepted() {
+    let stop = GapPolicies { retention: GapPolicy::Stop, ..GapPolicies::default() };
+    let mut intake = opened(&SimDisk::new(1), stop);
+    assigned(&mut intake, Some(5));
+    let mut effects = Vec::new();
+    let bounds = Event::Bounds { partition: 0, low: 20, high: 30, at_ms: 1 };
+    intake.part(bounds, Duration::ZERO, &mut effects).unwrap();
+    assert!(matches!(effects[..], [Effect::Hold(KafkaGap { from: 5, to: 20, .. })]));
+    take(&mut intake, 20..25, 0);
+    assert!(committable(&intake).is_empty());
+    assert_eq!(intake.machine().stopped().count(), 1);
+    effects.clear();
+    intake.part(Event::Accept, Duration::ZERO, &mut effects).unwrap();
+    assert!(effects.contains(&begin(20)), "{effects:?}");
+    assert_eq!(intake.machine().stopped().count(), 0);
+}
+
+#[test]
+fn a_truncated_partition_is_consumed_from_its_new_end_and_its_offsets_may_go_back() {
+    let mut intake = opened(&SimDisk::new(1), GapPolicies::default());
+    assigned(&mut intake, Some(0));
+    take(&mut intake, 0..10, 0);
+    intake.on(Event::Committed { partition: 0, next: 10 }, Duration::ZERO, &mut Vec::new());
+    let mut effects = Vec::new();
+    let bounds = Event::Bounds { partition: 0, low: 0, high: 7, at_ms: 1 };
+    intake.part(bounds, Duration::ZERO, &mut effects).unwrap();
+    assert!(effects.contains(&begin(7)), "{effects:?}");
+    intake.on(Event::Begun { partition: 0 }, Duration::ZERO, &mut effects);
+    // An answer to a commit from before says nothing about now.
+    intake.on(Event::Committed { partition: 0, next: 10 }, Duration::ZERO, &mut effects);
+    take(&mut intake, 7..9, 1);
+    assert_eq!(committable(&intake), [9]);
+    let taken = records(&mut intake.wal.reader(Position::ZERO));
+    assert_eq!(taken.len(), 12);
+}
+
+#[test]
+fn a_history_that_was_replaced_behind_our_back_is_noticed_by_its_leader_epoch() {
+    let disk = SimDisk::new(1);
+    let mut intake = opened(&disk, GapPolicies::default());
+    assigned(&mut intake, None);
+    take(&mut intake, 0..10, 3);
+    drop(intake);
+    // The last message of the log is asked for again: the same one says nothing.
+    let mut intake = opened(&disk, GapPolicies::default());
+    assert_eq!(assigned(&mut intake, Some(10)), [begin(9)]);
+    take(&mut intake, 9..12, 3);
+    assert_eq!(committable(&intake), [12]);
+    drop(intake);
+    let mut intake = opened(&disk, GapPolicies::default());
+    assert_eq!(assigned(&mut intake, Some(12)), [begin(11)]);
+    take(&mut intake, 11..20, 4);
+    assert_eq!(intake.take_diverged(), [0]);
+    assert!(committable(&intake).is_empty(), "nothing of the other history was taken");
+    let mut effects = Vec::new();
+    let diverged = Event::Diverged { partition: 0, low: 2, at_ms: 1 };
+    intake.part(diverged, Duration::ZERO, &mut effects).unwrap();
+    assert!(effects.contains(&begin(2)), "{effects:?}");
+    drop(intake);
+    // Not known any more, so that it cannot be taken for another history once more.
+    let mut intake = opened(&disk, GapPolicies::default());
+    assert_eq!(assigned(&mut intake, None), [begin(2)]);
+}
+
+#[test]
+fn only_the_message_that_was_asked_for_to_compare_may_be_gone_without_a_gap() {
+    let disk = SimDisk::new(1);
+    let mut intake = opened(&disk, GapPolicies::default());
+    assigned(&mut intake, None);
+    take(&mut intake, 0..10, 3);
+    drop(intake);
+    let mut intake = opened(&disk, GapPolicies::default());
+    assigned(&mut intake, None);
+    let mut effects = Vec::new();
+    let bounds = Event::Bounds { partition: 0, low: 10, high: 12, at_ms: 1 };
+    intake.part(bounds, Duration::ZERO, &mut effects).unwrap();
+    assert_eq!(effects, [begin(10)]);
+    take(&mut intake, 10..12, 3);
+    assert_eq!(committable(&intake), [12]);
+    assert!(log(&intake).gaps.is_empty());
+}
+
+#[test]
+fn another_topic_of_the_name_stops_everything_until_it_is_accepted() {
+    let disk = SimDisk::new(1);
+    let topic = |id: &str| TopicIdentity { cluster: "c".to_owned(), topic: id.to_owned() };
+    let mut intake = opened(&disk, GapPolicies::default());
+    intake.topic_is(topic("t"), 1, Duration::ZERO, &mut Vec::new()).unwrap();
+    assigned(&mut intake, None);
+    take(&mut intake, 0..10, 0);
+    drop(intake);
+
+    let mut intake = opened(&disk, GapPolicies::default());
+    let mut effects = Vec::new();
+    // A broker that tells no ids is believed.
+    intake.topic_is(TopicIdentity::default(), 1, Duration::ZERO, &mut effects).unwrap();
+    intake.topic_is(topic("u"), 1, Duration::ZERO, &mut effects).unwrap();
+    assert!(effects.is_empty());
+    let effects = assigned(&mut intake, Some(10));
+    let gap = KafkaGap { kind: GapKind::Recreated, partition: 0, from: 0, to: 10, at_ms: 1 };
+    assert_eq!(effects.last(), Some(&Effect::Hold(gap)));
+    take(&mut intake, 10..12, 0);
+    assert!(committable(&intake).is_empty());
+    drop(intake);
+
+    // A restart changes nothing.
+    let mut intake = opened(&disk, GapPolicies::default());
+    intake.topic_is(topic("u"), 1, Duration::ZERO, &mut Vec::new()).unwrap();
+    assigned(&mut intake, Some(10));
+    let mut effects = Vec::new();
+    intake.part(Event::Accept, Duration::ZERO, &mut effects).unwrap();
+    let beginning = Effect::Begin { partition: 0, start: Start::Beginning };
+    assert!(effects.contains(&beginning), "{effects:?}");
+    intake.on(Event::Begun { partition: 0 }, Duration::ZERO, &mut effects);
+    take(&mut intake, 0..3, 0);
+    assert_eq!(committable(&intake), [3]);
+    assert_eq!(log(&intake).topic, Some(topic("u")));
+    assert_eq!(log(&intake).next.get(0), Some(3));
+}
+
+#[test]
+fn an_offset_is_committed_after_delivery_if_that_is_wanted() {
+    let (wal, _) = Wal::open(
+        SimDisk::new(1),
+        WalConfig::default(),
+        Box::<OffsetCarry>::default(),
+        Duration::ZERO,
+    )
+    .unwrap();
+    let commit_after = CommitAfter::Delivery;
+    let config = IngestConfig { ledger: false, commit_after, ..IngestConfig::default() };
+    let mut intake = Intake::new(config, wal).unwrap();
+    assigned(&mut intake, Some(5));
+    take(&mut intake, 5..10, 0);
+    assert!(committable(&intake).is_empty());
+    let delivered = Event::Delivered { partition: 0, next: 8 };
+    intake.on(delivered, Duration::ZERO, &mut Vec::new());
+    assert_eq!(committable(&intake), [8]);
+}
+
+#[test]
+fn a_message_longer_than_a_record_is_taken_cut_and_its_partition_goes_on() {
+    let config = WalConfig { max_record_bytes: 20_000, ..WalConfig::default() };
+    let disk = SimDisk::new(1);
+    let carry = Box::<OffsetCarry>::default();
+    let (wal, _) = Wal::open(disk, config, carry, Duration::ZERO).unwrap();
+    let config = IngestConfig { ledger: false, ..IngestConfig::default() };
+    let mut intake = Intake::new(config, wal.clone()).unwrap();
+    let mut effects = Vec::new();
+    let assigned = Event::Assigned { partition: 0, committed: Some(5) };
+    intake.on(assigned, Duration::ZERO, &mut effects);
+    let payloads = [vec![1; 10], vec![2; 50_000], vec![3; 10]];
+    for (offset, payload) in (5..).zip(&payloads) {
+        let message = message(offset, -1, payload);
+        intake.take(&message, Duration::ZERO, &mut effects).unwrap();
+    }
+    assert!(intake.settle(&[0], Duration::ZERO).unwrap().is_empty());
+    let committable = intake.committable_of(&[0]);
+    assert_eq!(committable.iter().map(Committable::next).collect::<Vec<_>>(), [8]);
+    let records = records(&mut wal.reader(Position::ZERO));
+    let cut: Vec<Option<u64>> = records.iter().map(|record| Envelope::cut_from(record)).collect();
+    assert_eq!(cut, [None, Some(50_000), None]);
+    assert_eq!(Envelope::decode(&records[1]).unwrap().payload, Some(&payloads[1][..4096]));
+}
