@@ -152,12 +152,15 @@ impl DeliveredOffsets {
 
     /// As [`DeliveredOffsets::out_of_order`], for records of `partition` from offset `lowest` on.
     pub fn fetched_again(&mut self, partition: i32, lowest: i64, end: Position) {
+        // What waits in the log already may be lower; it is known as long as the reader is not behind.
+        self.tell();
         self.recall(partition, lowest);
         self.out_of_order(end);
     }
 
     /// Records may be moved from now on: nothing new is told before [`DeliveredOffsets::thaw`].
     pub fn freeze(&mut self) {
+        self.tell();
         self.frozen = true;
     }
 
@@ -285,6 +288,26 @@ mod tests {
         offsets.read(at(22), stretch(&[(0, 450), (0, 455)]));
         assert_eq!(told(&mut offsets, 20), [(0, 450)]);
         assert_eq!(told(&mut offsets, 22), [(0, 500)]);
+    }
+
+    #[test]
+    fn what_is_fetched_again_does_not_hide_what_was_read_and_never_told() {
+        let next: NextOffsets = [(0, 500)].into_iter().collect();
+        let mut offsets = DeliveredOffsets::new(&next, at(10), at(20));
+        offsets.read(at(20), stretch(&[(0, 310)]));
+        offsets.fetched_again(0, 450, at(22));
+        assert_eq!(told(&mut offsets, 10), [(0, 310)]);
+    }
+
+    #[test]
+    fn what_was_read_and_never_told_counts_while_records_are_moved() {
+        let next: NextOffsets = [(0, 500)].into_iter().collect();
+        let mut offsets = DeliveredOffsets::new(&next, at(10), at(20));
+        offsets.read(at(20), stretch(&[(0, 310)]));
+        offsets.freeze();
+        offsets.thaw(at(21));
+        offsets.fetched_again(0, 450, at(22));
+        assert_eq!(told(&mut offsets, 10), [(0, 310)]);
     }
 
     #[test]

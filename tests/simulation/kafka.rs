@@ -1,8 +1,10 @@
-//! A Kafka that fits in a page: partitions, one group's committed offsets and its ledger, nothing else.
+//! A Kafka that fits in a page: a topic, the group that consumes it, and one ledger per instance.
 
 use std::collections::BTreeMap;
 
 use monasca_persister::keeper::Written;
+
+use crate::group::Group;
 
 /// What a message is, so that the oracle knows what must become of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,31 +25,76 @@ pub struct Message {
     pub fate: Fate,
 }
 
-/// The broker.
+/// The messages of a partition, by offset.
 #[derive(Debug, Default)]
-pub struct Kafka {
-    pub partitions: Vec<Vec<Message>>,
-    pub committed: BTreeMap<i32, i64>,
-    /// The ledger's group.
-    pub ledger: BTreeMap<i32, Written>,
+pub struct Partition {
+    /// Messages before it are not there any more.
+    pub low: i64,
+    messages: Vec<Message>,
 }
 
-impl Kafka {
-    pub fn new(partitions: usize) -> Self {
-        Self { partitions: vec![Vec::new(); partitions], ..Self::default() }
+impl Partition {
+    pub fn push(&mut self, message: Message) {
+        self.messages.push(message);
     }
 
+    /// Offset of the next message.
+    pub fn end(&self) -> i64 {
+        i64::try_from(self.messages.len()).unwrap()
+    }
+
+    pub fn message(&self, offset: i64) -> Option<&Message> {
+        if offset < self.low {
+            return None;
+        }
+        self.messages.get(usize::try_from(offset).ok()?)
+    }
+}
+
+/// A topic: one that is deleted and created again has another id.
+#[derive(Debug)]
+pub struct Topic {
+    pub id: String,
+    pub partitions: Vec<Partition>,
+}
+
+impl Topic {
     pub fn message(&self, partition: i32, offset: i64) -> Option<&Message> {
-        self.partitions.get(usize::try_from(partition).ok()?)?.get(usize::try_from(offset).ok()?)
+        self.partitions.get(usize::try_from(partition).ok()?)?.message(offset)
+    }
+
+    /// Partitions with their numbers.
+    pub fn numbered(&self) -> impl Iterator<Item = (i32, &Partition)> {
+        (0..).zip(&self.partitions)
     }
 
     /// Every message with its partition and offset.
     pub fn messages(&self) -> impl Iterator<Item = (i32, i64, &Message)> {
-        self.partitions.iter().enumerate().flat_map(|(partition, messages)| {
-            messages.iter().enumerate().map(move |(offset, message)| {
-                (i32::try_from(partition).unwrap(), i64::try_from(offset).unwrap(), message)
-            })
+        self.numbered().flat_map(|(number, partition)| {
+            (partition.low..partition.end())
+                .filter_map(move |offset| Some((number, offset, partition.message(offset)?)))
         })
+    }
+}
+
+/// The brokers.
+#[derive(Debug)]
+pub struct Kafka {
+    pub topic: Topic,
+    pub group: Group,
+    /// The group of each instance's ledger: whoever knows its name may write it, member or not.
+    pub ledgers: Vec<BTreeMap<i32, Written>>,
+}
+
+impl Kafka {
+    pub fn new(partitions: usize, instances: usize) -> Self {
+        let partitions: Vec<Partition> =
+            std::iter::repeat_with(Partition::default).take(partitions).collect();
+        Self {
+            group: Group::new(i32::try_from(partitions.len()).unwrap()),
+            topic: Topic { id: "topic-1".to_owned(), partitions },
+            ledgers: vec![BTreeMap::new(); instances],
+        }
     }
 }
 

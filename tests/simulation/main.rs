@@ -1,10 +1,14 @@
 //! The whole pipeline in one thread: the real log on a simulated disk, the real machines, a model Kafka, a model store.
 //!
-//! One seed decides everything: what is produced, in which order things happen, what fails, when the process dies and
-//! what the disk keeps of unsynced data (level L0: all of it, as after `kill -9`; level L2: any subset of its sectors,
+//! Up to three instances of one consumer group, each with its own disks, come, go, die, stand still and come back;
+//! partitions move between them, and some machines are lost for ever.
+//!
+//! One seed decides everything: what is produced, in which order things happen, what fails, when a process dies and
+//! what its disks keep of unsynced data (level L0: all of it, as after `kill -9`; level L2: any subset of its sectors,
 //! as after a power cut). After every crash and at the end the oracle checks what must hold; see `oracle.rs`.
 //!
-//! A failing seed prints the command that replays it: `SIM_SEED=<seed> cargo test --test simulation seeds`.
+//! A failing seed prints the command that replays it: `SIM_SEED=<seed> cargo test --test simulation seeds`; with
+//! `SIM_BUG=<name>` it has one of the deliberate bugs of `mutants.rs`.
 
 #![expect(
     clippy::unwrap_used,
@@ -14,16 +18,26 @@
     reason = "a test fails by panicking"
 )]
 
+mod consumer;
+mod dice;
+mod group;
+mod instance;
 mod kafka;
+mod ledger_keeper;
+mod mutants;
 mod oracle;
 mod process;
 mod store;
+mod surroundings;
+mod tally;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use world::{Bug, Tally, World};
+use mutants::{Bug, MUTANTS, Mutant};
+use tally::Tally;
+use world::World;
 
 /// Seeds of one CI run.
 const SEEDS: u64 = 20_000;
@@ -34,8 +48,8 @@ fn number(variable: &str) -> Option<u64> {
 }
 
 /// Runs one seed and returns what was found wrong.
-fn run(seed: u64, bug: Bug) -> Result<Tally, String> {
-    catch_unwind(AssertUnwindSafe(|| World::new(seed, bug).run())).map_err(|panic| {
+fn run(seed: u64, bug: Bug, is_loud: bool) -> Result<Tally, String> {
+    catch_unwind(AssertUnwindSafe(|| World::new(seed, bug, is_loud).run())).map_err(|panic| {
         panic
             .downcast_ref::<String>()
             .cloned()
@@ -47,7 +61,11 @@ fn run(seed: u64, bug: Bug) -> Result<Tally, String> {
 #[test]
 fn seeds_lose_nothing_and_repeat_nothing() {
     if let Some(seed) = number("SIM_SEED") {
-        let tally = run(seed, Bug::None).unwrap_or_else(|wrong| panic!("seed {seed}: {wrong}"));
+        let name = std::env::var("SIM_BUG").unwrap_or_default();
+        let mutant = MUTANTS.iter().find(|mutant| format!("{:?}", mutant.bug) == name);
+        assert!(name.is_empty() || mutant.is_some(), "SIM_BUG={name} is no bug that is known");
+        let tally = run(seed, mutant.map_or(Bug::None, |mutant| mutant.bug), true)
+            .unwrap_or_else(|wrong| panic!("seed {seed}: {wrong}"));
         eprintln!("seed {seed}: {tally:?}");
         return;
     }
@@ -66,7 +84,7 @@ fn seeds_lose_nothing_and_repeat_nothing() {
                     if seed >= seeds {
                         return;
                     }
-                    match run(seed, Bug::None) {
+                    match run(seed, Bug::None, false) {
                         Ok(tally) => total.lock().unwrap().add(&tally),
                         Err(wrong) => failures.lock().unwrap().push((seed, wrong)),
                     }
@@ -86,49 +104,61 @@ fn seeds_lose_nothing_and_repeat_nothing() {
     assert!(failures.is_empty(), "{} of {seeds} seeds failed", failures.len());
     // A simulator that never crashes or never fails proves nothing.
     if seeds >= 100 {
-        assert!(total.crashes > seeds / 2 && total.power_cuts > seeds / 10, "{total:?}");
+        assert!(total.crashes > seeds && total.power_cuts > seeds / 2, "{total:?}");
+        assert!(total.clean_stops > seeds && total.freezes > seeds, "{total:?}");
         assert!(total.store_failures > seeds && total.dead_letters > seeds / 10, "{total:?}");
-        assert!(total.rebalances > seeds / 10 && total.repeated > seeds / 10, "{total:?}");
+        assert!(total.rebalances > seeds && total.repeated > seeds / 10, "{total:?}");
+        assert!(total.asked_back > seeds / 4 && total.changed_hands > seeds / 2, "{total:?}");
+        assert!(total.partitions_lost > seeds / 4 && total.expired > seeds, "{total:?}");
+        assert!(total.commits_refused > seeds / 4 && total.commits_lost > seeds, "{total:?}");
+        assert!(total.committed_unknown > seeds / 50, "{total:?}");
         assert!(
             total.disks_lost > seeds / 20 && total.disks_rolled_back > seeds / 100,
             "{total:?}"
         );
         assert!(total.missing_at_start > seeds / 50 && total.fetched_again > seeds, "{total:?}");
+        assert!(total.machines_lost > seeds / 10 && total.taken_over > seeds / 20, "{total:?}");
+        assert!(total.losses_checked > seeds && total.recovered_twice > seeds / 10, "{total:?}");
     }
 }
 
 #[test]
 fn the_same_seed_gives_the_same_run() {
     for seed in [1, 77, 4_321] {
-        assert_eq!(run(seed, Bug::None).unwrap(), run(seed, Bug::None).unwrap(), "seed {seed}");
+        assert_eq!(
+            run(seed, Bug::None, false).unwrap(),
+            run(seed, Bug::None, false).unwrap(),
+            "seed {seed}"
+        );
     }
 }
 
-/// Each deliberate bug, and the oracles one of which must notice it.
-const BUGS: [(Bug, &[&str]); 4] = [
-    (Bug::CommitBeforeDurable, &["I3"]),
-    (Bug::CommitBeforeLedger, &["I3", "I5"]),
-    (Bug::TrustForeignLog, &["I3", "I5"]),
-    // What is not fetched again is missing, or leaves an older value standing.
-    (Bug::IgnoreGap, &["I5", "I8"]),
-];
+/// The seed at which a bug is noticed by the oracle that must notice it.
+fn hunt(mutant: &Mutant) -> Result<String, String> {
+    let Mutant { bug, oracle, others } = mutant;
+    for seed in 0..1000 {
+        let Err(wrong) = run(seed, *bug, false) else { continue };
+        let by = |oracle: &str| wrong.starts_with(oracle) || wrong.contains(&format!(": {oracle}"));
+        if by(oracle) {
+            return Ok(format!("{bug:?} caught at seed {seed}: {wrong}"));
+        }
+        if !others.iter().any(|oracle| by(oracle)) {
+            return Err(format!("{bug:?} was caught at seed {seed} for another reason: {wrong}"));
+        }
+    }
+    Err(format!("1,000 seeds did not make {oracle} notice {bug:?}: the oracle is blind"))
+}
 
 #[test]
 fn every_deliberate_bug_is_caught() {
     let quiet = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| {}));
-    let caught = BUGS.map(|(bug, oracles)| {
-        let caught = (0..1000).find_map(|seed| run(seed, bug).err().map(|wrong| (seed, wrong)));
-        (bug, oracles, caught)
-    });
+    let hunted = MUTANTS.map(|mutant| hunt(&mutant));
     std::panic::set_hook(quiet);
-    for (bug, oracles, caught) in caught {
-        let (seed, wrong) = caught
-            .unwrap_or_else(|| panic!("1,000 seeds did not notice {bug:?}: the oracle is blind"));
-        eprintln!("{bug:?} caught at seed {seed}: {wrong}");
-        assert!(
-            oracles.iter().any(|oracle| wrong.contains(oracle)),
-            "{bug:?} was caught for another reason: {wrong}"
-        );
+    for hunted in &hunted {
+        let (Ok(text) | Err(text)) = hunted;
+        eprintln!("{text}");
     }
+    let missed: Vec<_> = hunted.iter().filter_map(|hunted| hunted.as_ref().err()).collect();
+    assert!(missed.is_empty(), "{missed:#?}");
 }

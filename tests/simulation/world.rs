@@ -1,243 +1,183 @@
-//! One run: a world with a clock, and dice that decide what happens next.
+//! One run: instances of one group, and dice that decide what happens next.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use wal::sim::{CrashLevel, SimDisk};
+use wal::sim::SimDisk;
 
+use crate::dice::Dice;
+use crate::instance::Instance;
 use crate::kafka::{Fate, Kafka, Message, metric_message};
-use crate::oracle;
-use crate::process::Process;
+use crate::ledger_keeper::owed_by;
+use crate::mutants::Bug;
+use crate::oracle::{self, Holding};
+use crate::process::{self, Process};
 use crate::store::Store;
-
-/// The deliberate bug of a run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Bug {
-    None,
-    CommitBeforeDurable,
-    /// The group's offset does not wait for the ledger.
-    CommitBeforeLedger,
-    /// What the ledger says about another log, or an older copy of this one, is not looked at.
-    TrustForeignLog,
-    /// What the log lost is acknowledged and forgotten.
-    IgnoreGap,
-}
-
-/// Random numbers from a seed (splitmix64).
-#[derive(Debug)]
-pub struct Dice(u64);
-
-impl Dice {
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    pub fn below(&mut self, end: u64) -> u64 {
-        self.next() % end.max(1)
-    }
-
-    pub fn index(&mut self, len: usize) -> usize {
-        usize::try_from(self.below(len as u64)).unwrap()
-    }
-
-    pub fn one_in(&mut self, chances: u64) -> bool {
-        self.below(chances) == 0
-    }
-}
-
-/// What happened in a run.
-#[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub struct Tally {
-    pub messages: u64,
-    pub crashes: u64,
-    pub power_cuts: u64,
-    pub crashes_while_opening: u64,
-    pub clean_stops: u64,
-    pub rebalances: u64,
-    pub repeated: u64,
-    pub store_failures: u64,
-    pub store_writes: u64,
-    pub dead_letters: u64,
-    pub disks_lost: u64,
-    pub disks_rolled_back: u64,
-    pub disks_rotten: u64,
-    pub missing_at_start: u64,
-    pub fetched_again: u64,
-}
-
-impl Tally {
-    pub fn add(&mut self, other: &Self) {
-        self.messages += other.messages;
-        self.crashes += other.crashes;
-        self.power_cuts += other.power_cuts;
-        self.crashes_while_opening += other.crashes_while_opening;
-        self.clean_stops += other.clean_stops;
-        self.rebalances += other.rebalances;
-        self.repeated += other.repeated;
-        self.store_failures += other.store_failures;
-        self.store_writes += other.store_writes;
-        self.dead_letters += other.dead_letters;
-        self.disks_lost += other.disks_lost;
-        self.disks_rolled_back += other.disks_rolled_back;
-        self.disks_rotten += other.disks_rotten;
-        self.missing_at_start += other.missing_at_start;
-        self.fetched_again += other.fetched_again;
-    }
-}
+use crate::surroundings::{EPOCH_MS, Surroundings};
+use crate::tally::Tally;
 
 /// Everything there is.
 pub struct World {
-    dice: Dice,
-    bug: Bug,
-    now: Duration,
-    kafka: Kafka,
-    store: Store,
-    /// The log and the dead letters: crashes take both.
-    disks: [SimDisk; 2],
-    /// A copy of the log's disk that somebody made.
-    backup: Option<SimDisk>,
-    /// The log's disk has rotten bytes.
-    rotten: bool,
+    at: Surroundings,
+    instances: Vec<Instance>,
     sequence: u32,
-    store_up: bool,
-    tally: Tally,
 }
 
-/// Zero of the wall clock of every run.
-const EPOCH_MS: i64 = 1_700_000_000_000;
-
 impl World {
-    pub fn new(seed: u64, bug: Bug) -> Self {
+    pub fn new(seed: u64, bug: Bug, is_loud: bool) -> Self {
         let mut dice = Dice(seed);
         let partitions = 1 + dice.index(3);
-        let disks = [SimDisk::new(dice.next()), SimDisk::new(dice.next())];
-        Self {
+        let count = 1 + dice.index(3);
+        let instances = (0..count).map(|number| Instance::new(number, &mut dice)).collect();
+        // A process that commits too early must not be rescued by its ledger.
+        let ledger = bug != Bug::CommitBeforeDurable && !dice.one_in(20);
+        let at = Surroundings {
             dice,
             bug,
             now: Duration::ZERO,
-            kafka: Kafka::new(partitions),
+            kafka: Kafka::new(partitions, count),
             store: Store::default(),
-            disks,
-            backup: None,
-            rotten: false,
-            sequence: 0,
             store_up: true,
+            ledger,
+            is_delicate: false,
+            buried: BTreeSet::new(),
             tally: Tally::default(),
-        }
+            is_loud,
+        };
+        Self { at, instances, sequence: 0 }
     }
 
-    fn now_ms(&self) -> i64 {
-        EPOCH_MS + i64::try_from(self.now.as_millis()).unwrap()
-    }
-
-    /// Lives and deaths, then a last life without faults that must come to rest; then the final check.
+    /// Anything may happen; then, without faults, everything must come to rest; then the final check.
     pub fn run(mut self) -> Tally {
-        for _ in 0..1 + self.dice.below(4) {
-            self.live();
+        for instance in &mut self.instances {
+            instance.start(&mut self.at);
+        }
+        for _ in 0..80 + self.at.dice.below(360) {
+            self.step();
         }
         self.come_to_rest();
-        self.tally.messages = self.kafka.messages().count() as u64;
-        self.tally.store_writes = self.store.writes;
-        self.tally.dead_letters = oracle::check_final(&self.kafka, &self.store, &self.disks);
-        self.tally
+        let Self { mut at, instances, .. } = self;
+        at.tally.instances = instances.len() as u64;
+        at.tally.messages = at.kafka.topic.messages().count() as u64;
+        at.tally.store_writes = at.store.writes;
+        let disks = instances.iter().filter(|instance| !instance.is_gone);
+        at.tally.dead_letters = oracle::check_final(
+            &at.kafka.topic,
+            &at.store,
+            disks.map(|instance| &instance.disks[1]),
+            &at.buried,
+        );
+        at.tally
     }
 
-    /// Faults of an earlier life do not reach into this one.
-    fn heal_disks(&self) {
-        for disk in &self.disks {
-            disk.fail_after(1 << 40);
-        }
-    }
-
-    fn live(&mut self) {
-        self.heal_disks();
-        if self.dice.one_in(3) {
-            // Dies at some operation of a disk, perhaps while it is opening.
-            let operations = 1 + self.dice.below(120);
-            let disk = self.dice.index(2);
-            self.disks[disk].fail_after(operations);
-        }
-        let started = self.start();
-        let Ok(mut process) = started else {
-            self.tally.crashes_while_opening += 1;
-            self.crash();
-            return;
-        };
-        for _ in 0..20 + self.dice.below(150) {
-            if self.step(&mut process).is_err() {
-                break;
-            }
-        }
-        let stopped = self.dice.one_in(5) && self.stop(process).is_ok();
-        // A disk may die with the very last operation.
-        if stopped && !self.disks.iter().any(SimDisk::is_stopped) {
-            self.tally.clean_stops += 1;
-            return;
-        }
-        self.crash();
-    }
-
-    fn start(&mut self) -> Result<Process, crate::process::Died> {
-        let Self { disks, kafka, now, dice, bug, rotten, .. } = self;
-        Process::start(disks, kafka, *now, dice, *bug, *rotten)
-    }
-
-    fn stop(&mut self, process: Process) -> Result<(), crate::process::Died> {
-        process.stop(&mut self.kafka, self.now, &mut self.dice, &mut self.tally)
-    }
-
-    fn step(&mut self, process: &mut Process) -> Result<(), crate::process::Died> {
-        self.now += Duration::from_millis(self.dice.below(120));
-        let now_ms = self.now_ms();
-        match self.dice.below(24) {
-            0..=2 => self.produce(),
-            3..=6 => {
-                process.poll(&self.kafka, self.now, now_ms, &mut self.dice, &mut self.tally)?
-            }
-            7..=8 => process.sync()?,
-            9 => process.turn_with(self.now, self.bug)?,
-            10..=11 => process.answer_commit(&mut self.kafka, self.now, &mut self.dice),
-            12..=13 => process.deliver(self.now, now_ms, false)?,
-            14..=17 => {
-                for _ in 0..4 {
-                    process.answer_request(
-                        &mut self.store,
-                        self.now,
-                        &mut self.dice,
-                        self.store_up,
-                        &mut self.tally,
-                    )?;
+    fn step(&mut self) {
+        self.at.now += Duration::from_millis(self.at.dice.below(120));
+        let chosen = self.at.dice.index(self.instances.len());
+        match self.at.dice.below(40) {
+            0..=3 => self.produce(),
+            4..=6 => self.turn_the_group(),
+            7 => self.at.store_up = !self.at.dice.one_in(3),
+            8..=9 => self.live_or_die(chosen),
+            10 if self.at.dice.one_in(6) => self.check(),
+            _ => {
+                let instance = &mut self.instances[chosen];
+                if instance.is_away() && self.at.dice.one_in(8) {
+                    instance.come_back(&mut self.at);
+                } else if instance.is_awake() && instance.act(&mut self.at).is_err() {
+                    self.crash(chosen);
+                } else if std::mem::take(&mut self.at.is_delicate) && self.at.dice.one_in(2) {
+                    self.check();
                 }
             }
-            18 => process.checkpoint(self.now)?,
-            19..=21 => {
-                process.keep_ledger(&mut self.kafka, self.now, &mut self.dice, &mut self.tally)?
-            }
-            22 => process.fetch_owed(&self.kafka, now_ms, &mut self.dice, &mut self.tally)?,
-            _ if self.dice.one_in(2) => {
-                self.tally.rebalances += 1;
-                process.rebalance(&mut self.kafka, self.now, &mut self.dice, &mut self.tally)?;
-            }
-            _ => self.store_up = !self.dice.one_in(3),
         }
-        Ok(())
+    }
+
+    /// The group counts a member as dead, or begins a rebalance.
+    fn turn_the_group(&mut self) {
+        let awake: Vec<bool> = self.instances.iter().map(Instance::is_awake).collect();
+        let Surroundings { dice, kafka, tally, .. } = &mut self.at;
+        let members: Vec<_> = kafka.group.members().collect();
+        for (member, instance) in members {
+            // One that is well is cut off now and then, or does not poll for too long.
+            if dice.one_in(if awake[instance] { 12 } else { 3 }) {
+                kafka.group.remove(member);
+                tally.expired += 1;
+            }
+        }
+        if let Some(moves) = kafka.group.rebalance(|instance| awake[instance], false, dice) {
+            tally.rebalances += 1;
+            tally.asked_back += moves.asked_back;
+            tally.changed_hands += moves.changed_hands;
+        }
+    }
+
+    fn live_or_die(&mut self, chosen: usize) {
+        let survivors = self.instances.iter().filter(|instance| !instance.is_gone).count();
+        let (at, instance) = (&mut self.at, &mut self.instances[chosen]);
+        if instance.is_gone {
+            return;
+        }
+        let may_be_lost = survivors > 1 && at.ledger;
+        if may_be_lost && at.dice.one_in(24) {
+            return self.lose(chosen);
+        }
+        if instance.is_away() {
+            return instance.come_back(at);
+        }
+        match at.dice.below(12) {
+            0..=4 => self.crash(chosen),
+            5..=6 => {
+                if instance.stop(at).is_err() {
+                    self.crash(chosen);
+                }
+            }
+            7..=9 => {
+                at.tally.freezes += 1;
+                instance.is_frozen = true;
+            }
+            _ => {}
+        }
+    }
+
+    fn crash(&mut self, chosen: usize) {
+        self.instances[chosen].crash(&mut self.at);
+        self.check();
+    }
+
+    /// A machine is lost for ever; somebody tells one or two of the others to take over.
+    fn lose(&mut self, chosen: usize) {
+        self.instances[chosen].lose(&mut self.at);
+        self.check();
+        for _ in 0..1 + self.at.dice.below(2) {
+            let by = self.at.dice.index(self.instances.len());
+            if !self.instances[by].is_gone {
+                self.instances[by].orders.insert(chosen);
+            }
+        }
+    }
+
+    /// Looks at what would be left if all processes ended now, with and without any one of the disks.
+    fn check(&mut self) {
+        self.at.tally.losses_checked += self.instances.len() as u64;
+        let mut dice = Dice(self.at.dice.next());
+        let holdings: Vec<Holding> =
+            self.instances.iter().map(|instance| instance.holding(&self.at, &mut dice)).collect();
+        oracle::check_committed(&self.at, &holdings);
     }
 
     fn produce(&mut self) {
-        for _ in 0..self.dice.below(25) {
+        let at = &mut self.at;
+        for _ in 0..at.dice.below(25) {
             self.sequence += 1;
-            let partition = self.dice.index(self.kafka.partitions.len());
             // Unique, so that the winner of a key is decided.
-            let timestamp_ms = self.now_ms() - 30_000 + i64::from(self.sequence);
-            let series = u32::try_from(self.dice.below(6)).unwrap();
-            let time_ms = EPOCH_MS + i64::try_from(self.dice.below(40)).unwrap() * 1000;
-            let (payload, fate) = match self.dice.below(30) {
+            let timestamp_ms = at.now_ms() - 30_000 + i64::from(self.sequence);
+            let partition = at.dice.index(at.kafka.topic.partitions.len());
+            let series = u32::try_from(at.dice.below(6)).unwrap();
+            let time_ms = EPOCH_MS + i64::try_from(at.dice.below(40)).unwrap() * 1000;
+            let (payload, fate) = match at.dice.below(30) {
                 // Longer than a record of the log can be.
-                0 if self.dice.one_in(8) => {
-                    let length = 17_000 + self.dice.index(20_000);
+                0 if at.dice.one_in(8) => {
+                    let length = 17_000 + at.dice.index(20_000);
                     (Some(vec![b'x'; length]), Fate::Poison)
                 }
                 0 => (Some(b"{\"metric\":".to_vec()), Fate::Poison),
@@ -248,116 +188,77 @@ impl World {
                     Fate::Stored { series, time_ms, sequence: self.sequence },
                 ),
             };
-            self.kafka.partitions[partition].push(Message { payload, timestamp_ms, fate });
+            at.kafka.topic.partitions[partition].push(Message { payload, timestamp_ms, fate });
         }
     }
 
-    /// The process is gone; the disks keep what they keep, and recovery shows it.
-    fn crash(&mut self) {
-        let level = if self.dice.one_in(2) { CrashLevel::Kill } else { CrashLevel::PowerCut };
-        self.tally.crashes += 1;
-        self.tally.power_cuts += u64::from(level == CrashLevel::PowerCut);
-        let disks = [self.disks[0].crash(level), self.disks[1].crash(level)];
-        self.disks = disks;
-        self.harm_the_log();
-        if self.rotten {
-            // What is missing shows when a reader comes to it; the end of the run tells.
-            return;
-        }
-        // What recovery makes of it is what counts; it runs on a copy, the real one comes with the next start.
-        let copy = [self.disks[0].fork(), self.disks[1].fork()];
-        let started =
-            Process::start(&copy, &self.kafka, self.now, &mut Dice(1), self.bug, self.rotten);
-        let owed = started.and_then(|mut process| {
-            process.open_ledger(&self.kafka, &mut Tally::default())?;
-            Ok(process.owed())
-        });
-        let owed =
-            owed.unwrap_or_else(|died| panic!("a healthy disk cannot be opened: {}", died.0));
-        oracle::check_committed(&self.kafka, &self.store, &copy, &owed);
-    }
-
-    /// Sometimes the disk with the log is lost, an older copy is put back, or bytes rot. Its next start must notice.
-    fn harm_the_log(&mut self) {
-        match self.dice.below(12) {
-            0 => {
-                self.tally.disks_lost += 1;
-                self.disks[0] = SimDisk::new(self.dice.next());
-                self.rotten = false;
-            }
-            1 => {
-                if let Some(backup) = self.backup.take() {
-                    self.tally.disks_rolled_back += 1;
-                    self.disks[0] = backup;
-                }
-            }
-            2 | 3 if !self.rotten => self.backup = Some(self.disks[0].fork()),
-            // Once: rot that meets what was fetched again because of rot is one fault more than is provided for.
-            4 if !self.rotten => {
-                self.tally.disks_rotten += 1;
-                self.rotten = true;
-                self.backup = None;
-                let names = self.disks[0].file_names();
-                if let Some(name) = names.get(self.dice.index(names.len())) {
-                    let mut bytes = self.disks[0].read_file(name).unwrap_or_default();
-                    // Files are prepared ahead, and most of what was not written is zero: there rot changes nothing.
-                    let written = bytes.iter().rposition(|byte| *byte != 0).unwrap_or(0);
-                    let at = self.dice.index(written + 1);
-                    if let Some(byte) = bytes.get_mut(at) {
-                        *byte ^= 1 << self.dice.below(8);
-                        self.disks[0].write_file(name, &bytes);
-                    }
-                }
-            }
-            _ => {}
-        }
-    }
-
+    /// I9: without faults everything is delivered within bounded time.
     fn come_to_rest(&mut self) {
-        self.store_up = true;
-        self.heal_disks();
-        let mut process = self
-            .start()
-            .unwrap_or_else(|died| panic!("a healthy disk cannot be opened: {}", died.0));
-        // I9: without faults everything is delivered within bounded time.
-        for _ in 0..20_000 {
-            self.now += Duration::from_millis(50);
-            let now_ms = self.now_ms();
-            let alive = process
-                .poll(&self.kafka, self.now, now_ms, &mut self.dice, &mut self.tally)
-                .and_then(|()| process.turn(self.now))
-                .and_then(|()| process.sync())
-                .and_then(|()| process.deliver(self.now, now_ms, false))
-                .and_then(|()| process.checkpoint(self.now));
-            alive.unwrap_or_else(|died| panic!("a healthy disk failed: {}", died.0));
-            process
-                .keep_ledger(&mut self.kafka, self.now, &mut self.dice, &mut self.tally)
-                .and_then(|()| {
-                    process.fetch_owed(&self.kafka, now_ms, &mut self.dice, &mut self.tally)
-                })
-                .unwrap_or_else(|died| panic!("a healthy disk failed: {}", died.0));
-            process.answer_commit(&mut self.kafka, self.now, &mut self.dice);
-            for _ in 0..8 {
-                let answered = process.answer_request(
-                    &mut self.store,
-                    self.now,
-                    &mut self.dice,
-                    true,
-                    &mut self.tally,
-                );
-                answered.unwrap_or_else(|died| panic!("a healthy disk failed: {}", died.0));
+        let Self { at, instances, .. } = self;
+        at.store_up = true;
+        for instance in instances.iter_mut().filter(|instance| !instance.is_gone) {
+            // A process may not have noticed yet that a disk died under it.
+            if instance.process.is_some() && instance.disks.iter().any(SimDisk::is_stopped) {
+                instance.crash(at);
             }
-            if process.is_done(&self.kafka) {
-                self.stop(process)
+            instance.heal_disks();
+            instance.is_frozen = false;
+            if instance.process.is_none() {
+                instance
+                    .open(at)
+                    .unwrap_or_else(|died| panic!("a healthy disk cannot be opened: {}", died.0));
+            }
+        }
+        let gone: Vec<usize> = (0..instances.len()).filter(|n| instances[*n].is_gone).collect();
+        let silent: Vec<_> =
+            at.kafka.group.members().filter(|(_, instance)| gone.contains(instance)).collect();
+        silent.iter().for_each(|(member, _)| at.kafka.group.remove(*member));
+        for _ in 0..20_000 {
+            at.now += Duration::from_millis(50);
+            if at.kafka.group.is_uneven() {
+                at.kafka.group.rebalance(|_| true, true, &mut at.dice);
+            }
+            // Somebody looks at what the lost ones owe.
+            for lost in gone.iter().filter(|lost| !owed_by(&at.kafka.ledgers[**lost]).is_empty()) {
+                let by = at.dice.index(instances.len());
+                if !instances[by].is_gone && at.dice.one_in(50) {
+                    instances[by].orders.insert(*lost);
+                }
+            }
+            for instance in instances.iter_mut() {
+                instance
+                    .act_in_turn(at)
                     .unwrap_or_else(|died| panic!("a healthy disk failed: {}", died.0));
+            }
+            if is_done(at, instances) {
+                self.check();
+                for instance in &mut self.instances {
+                    instance
+                        .stop(&mut self.at)
+                        .unwrap_or_else(|died| panic!("a healthy disk failed: {}", died.0));
+                }
                 return;
             }
         }
         panic!(
-            "I9: not at rest after 1,000 s without faults: committed {:?}, ledger {:?}, {}",
-            self.kafka.committed,
-            self.kafka.ledger,
-            process.describe()
+            "I9: not at rest after 1,000 s without faults: committed {:?}, ledgers {:?}, {}",
+            at.kafka.group.committed(),
+            at.kafka.ledgers,
+            instances
+                .iter()
+                .filter_map(|instance| instance.process.as_ref())
+                .map(Process::describe)
+                .collect::<Vec<_>>()
+                .join("; ")
         );
     }
+}
+
+/// Nothing left to do, here or in Kafka.
+fn is_done(at: &Surroundings, instances: &[Instance]) -> bool {
+    process::is_consumed(&at.kafka)
+        && instances.iter().all(|instance| match &instance.process {
+            Some(process) => process.is_idle(at) && instance.orders.is_empty(),
+            None => owed_by(&at.kafka.ledgers[instance.number]).is_empty(),
+        })
 }

@@ -1,0 +1,270 @@
+//! One persister on a machine of its own: two disks, and a process as long as it lives.
+
+use std::collections::BTreeSet;
+
+use wal::sim::{CrashLevel, SimDisk};
+
+use crate::dice::Dice;
+use crate::oracle::{self, Holding};
+use crate::process::{Died, Process};
+use crate::surroundings::Surroundings;
+
+/// The machine.
+pub struct Instance {
+    pub number: usize,
+    /// The log and the dead letters: crashes take both.
+    pub disks: [SimDisk; 2],
+    /// A copy of the log's disk that somebody made.
+    backup: Option<SimDisk>,
+    /// The log's disk has rotten bytes.
+    rotten: bool,
+    pub process: Option<Process>,
+    /// The process stands still.
+    pub is_frozen: bool,
+    /// Machine and disks are lost for ever.
+    pub is_gone: bool,
+    /// Instances that it is to take over from.
+    pub orders: BTreeSet<usize>,
+}
+
+impl Instance {
+    pub fn new(number: usize, dice: &mut Dice) -> Self {
+        Self {
+            number,
+            disks: [SimDisk::new(dice.next()), SimDisk::new(dice.next())],
+            backup: None,
+            rotten: false,
+            process: None,
+            is_frozen: false,
+            is_gone: false,
+            orders: BTreeSet::new(),
+        }
+    }
+
+    pub fn is_awake(&self) -> bool {
+        self.process.is_some() && !self.is_frozen
+    }
+
+    /// No process, or one that stands still.
+    pub fn is_away(&self) -> bool {
+        !self.is_gone && !self.is_awake()
+    }
+
+    /// Somebody starts the process, or lets it go on.
+    pub fn come_back(&mut self, at: &mut Surroundings) {
+        if self.process.is_some() {
+            self.is_frozen = false;
+        } else {
+            self.start(at);
+        }
+    }
+
+    /// Faults of an earlier life do not reach into this one.
+    pub fn heal_disks(&self) {
+        for disk in &self.disks {
+            disk.fail_after(1 << 40);
+        }
+    }
+
+    /// A process begins. It may die with some operation of a disk, perhaps while it is opening.
+    pub fn start(&mut self, at: &mut Surroundings) {
+        self.heal_disks();
+        if at.dice.one_in(3) {
+            let operations = 1 + at.dice.below(120);
+            let disk = at.dice.index(2);
+            self.disks[disk].fail_after(operations);
+        }
+        if self.open(at).is_err() {
+            at.tally.crashes_while_opening += 1;
+            self.crash(at);
+        }
+    }
+
+    /// Opens the logs and joins the group.
+    pub fn open(&mut self, at: &mut Surroundings) -> Result<(), Died> {
+        let Surroundings { now, dice, bug, ledger, .. } = at;
+        let mut process =
+            Process::start(self.number, &self.disks, *now, dice, *bug, *ledger, self.rotten)?;
+        process.join(at);
+        at.tell(|| {
+            format!("{}: started, log knows {:?}", self.number, process.keeper.log_offsets())
+        });
+        self.process = Some(process);
+        Ok(())
+    }
+
+    /// Something that the process does by itself, or is answered.
+    pub fn act(&mut self, at: &mut Surroundings) -> Result<(), Died> {
+        let Some(process) = &mut self.process else { return Ok(()) };
+        match at.dice.below(23) {
+            0..=3 => process.poll(at),
+            4..=5 => process.sync(),
+            6 => process.turn(at),
+            7..=8 => {
+                process.answer_commit(at);
+                Ok(())
+            }
+            9..=10 => process.deliver(at),
+            11..=14 => (0..4).try_for_each(|_| process.answer_request(at)),
+            15 => process.checkpoint(at.now),
+            16..=18 => process.keep_ledger(at).map(|_| ()),
+            19 => process.fetch_owed(at),
+            20 => process.heed(at),
+            _ => process.take_over(&mut self.orders, at),
+        }
+    }
+
+    /// Everything that a process does, once.
+    pub fn act_in_turn(&mut self, at: &mut Surroundings) -> Result<(), Died> {
+        let Some(process) = &mut self.process else { return Ok(()) };
+        process.heed(at)?;
+        process.poll(at)?;
+        process.turn(at)?;
+        process.sync()?;
+        process.deliver(at)?;
+        process.checkpoint(at.now)?;
+        process.keep_ledger(at)?;
+        process.take_over(&mut self.orders, at)?;
+        process.fetch_owed(at)?;
+        process.answer_commit(at);
+        (0..8).try_for_each(|_| process.answer_request(at))
+    }
+
+    /// A clean stop, unless a disk dies with the last operation.
+    pub fn stop(&mut self, at: &mut Surroundings) -> Result<(), Died> {
+        if let Some(process) = self.process.take() {
+            process.stop(at)?;
+        }
+        if self.disks.iter().any(SimDisk::is_stopped) {
+            return Err(Died("a disk died last".to_owned()));
+        }
+        at.tally.clean_stops += 1;
+        Ok(())
+    }
+
+    /// The process is gone; the disks keep what they keep.
+    pub fn crash(&mut self, at: &mut Surroundings) {
+        at.tell(|| self.process.as_ref().map(Process::describe).unwrap_or_default());
+        self.process = None;
+        self.is_frozen = false;
+        let level = level(&mut at.dice);
+        at.tally.crashes += 1;
+        at.tell(|| format!("{}: {level:?}", self.number));
+        at.tally.power_cuts += u64::from(level == CrashLevel::PowerCut);
+        self.disks = self.disks.each_ref().map(|disk| disk.crash(level));
+        if !self.rotten && at.dice.one_in(8) {
+            at.tally.recovered_twice += 1;
+            let seed = at.dice.next();
+            oracle::check_recovery(
+                &self.disks,
+                |disks, dice| {
+                    Process::start(self.number, disks, at.now, dice, at.bug, at.ledger, false)
+                },
+                seed,
+            );
+        }
+        self.harm_the_log(at);
+    }
+
+    /// The machine does not come back, and nobody sees its disks again.
+    pub fn lose(&mut self, at: &mut Surroundings) {
+        self.process = None;
+        self.is_frozen = false;
+        self.is_gone = true;
+        self.orders.clear();
+        at.tally.machines_lost += 1;
+        at.tell(|| format!("{}: lost for ever", self.number));
+        // A process that has the disk open may have died of it a moment ago.
+        let disk = self.disks[1].fork().crash(CrashLevel::Kill);
+        at.buried.extend(oracle::dead_offsets(&disk));
+        self.disks = [0, 1].map(|_| SimDisk::new(at.dice.next()));
+    }
+
+    /// Sometimes the disk with the log is lost, an older copy is put back, or bytes rot. Its next start must notice.
+    fn harm_the_log(&mut self, at: &mut Surroundings) {
+        if !at.ledger {
+            return;
+        }
+        match at.dice.below(12) {
+            0 => {
+                at.tally.disks_lost += 1;
+                at.tell(|| format!("{}: disk lost", self.number));
+                self.disks[0] = SimDisk::new(at.dice.next());
+                self.rotten = false;
+                if at.dice.one_in(3) {
+                    at.buried.extend(oracle::dead_offsets(&self.disks[1]));
+                    self.disks[1] = SimDisk::new(at.dice.next());
+                }
+            }
+            1 => {
+                if let Some(backup) = self.backup.take() {
+                    at.tally.disks_rolled_back += 1;
+                    at.tell(|| format!("{}: disk rolled back", self.number));
+                    self.disks[0] = backup;
+                }
+            }
+            2 | 3 if !self.rotten => self.backup = Some(self.disks[0].fork()),
+            // Once: rot that meets what was fetched again because of rot is one fault more than is provided for.
+            4 if !self.rotten => {
+                at.tally.disks_rotten += 1;
+                at.tell(|| format!("{}: disk rots", self.number));
+                self.rotten = true;
+                self.backup = None;
+                let names = self.disks[0].file_names();
+                if let Some(name) = names.get(at.dice.index(names.len())) {
+                    let mut bytes = self.disks[0].read_file(name).unwrap_or_default();
+                    // Files are prepared ahead, and most of what was not written is zero: there rot changes nothing.
+                    let written = bytes.iter().rposition(|byte| *byte != 0).unwrap_or(0);
+                    let position = at.dice.index(written + 1);
+                    if let Some(byte) = bytes.get_mut(position) {
+                        *byte ^= 1 << at.dice.below(8);
+                        self.disks[0].write_file(name, &bytes);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// A process on copies of the disks, whose ledger was read: it shows what the next start will know.
+    fn start_on(
+        &self,
+        disks: &[SimDisk; 2],
+        at: &Surroundings,
+        dice: &mut Dice,
+    ) -> Result<Process, Died> {
+        let mut process =
+            Process::start(self.number, disks, at.now, dice, at.bug, at.ledger, self.rotten)?;
+        if at.ledger {
+            process.compare_ledger(&at.kafka.topic.id, &at.kafka.ledgers[self.number])?;
+        }
+        Ok(process)
+    }
+
+    /// What would be there if the process ended now and began again.
+    pub fn holding(&self, at: &Surroundings, dice: &mut Dice) -> Holding {
+        let ledger = &at.kafka.ledgers[self.number];
+        if self.is_gone {
+            return Holding::of_ledger(ledger);
+        }
+        let level = level(dice);
+        let disks = self.disks.each_ref().map(|disk| {
+            let copy = disk.fork();
+            // A fault that is planned for the original is none of the copy's.
+            copy.fail_after(1 << 40);
+            if self.process.is_some() { copy.crash(level) } else { copy }
+        });
+        // What is missing shows when a reader comes to it; the end of the run tells.
+        if self.rotten {
+            return Holding::of_ledger(ledger).with_dead_letters(&disks[1]);
+        }
+        let process = self
+            .start_on(&disks, at, dice)
+            .unwrap_or_else(|died| panic!("a healthy disk cannot be opened: {}", died.0));
+        Holding::of_disks(&disks, process.owed(), ledger)
+    }
+}
+
+fn level(dice: &mut Dice) -> CrashLevel {
+    if dice.one_in(2) { CrashLevel::Kill } else { CrashLevel::PowerCut }
+}

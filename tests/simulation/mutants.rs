@@ -1,0 +1,50 @@
+//! Deliberate bugs, and the oracles one of which must notice each.
+
+/// The deliberate bug of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bug {
+    None,
+    CommitBeforeDurable,
+    /// The group's offset does not wait for the ledger.
+    CommitBeforeLedger,
+    /// What the ledger says about another log, or an older copy of this one, is not looked at.
+    TrustForeignLog,
+    /// What the log lost is acknowledged and forgotten.
+    IgnoreGap,
+    /// The offset of the last message is taken for the one after it, and one more is added.
+    CommitOnePast,
+    /// A commit that was refused because the partitions are lost is tried again as a new member.
+    RetryRefusedCommit,
+    /// A partition that went is not forgotten: what becomes durable of it later is committed.
+    RememberGonePartition,
+    /// What another instance owes is not noted in the log.
+    TakeOverUnnoted,
+    /// The other's ledger is written over before the own one is confirmed.
+    WriteOverFirst,
+}
+
+/// A deliberate bug, the oracle that must notice it, and others that may notice it in other seeds: what one does not
+/// see at once shows as another's trouble later.
+pub struct Mutant {
+    pub bug: Bug,
+    pub oracle: &'static str,
+    pub others: &'static [&'static str],
+}
+
+const fn mutant(bug: Bug, oracle: &'static str, others: &'static [&'static str]) -> Mutant {
+    Mutant { bug, oracle, others }
+}
+
+pub const MUTANTS: [Mutant; 9] = [
+    mutant(Bug::CommitBeforeDurable, "I3", &["I5", "I8"]),
+    mutant(Bug::CommitBeforeLedger, "I13", &["I3", "I5", "I8"]),
+    mutant(Bug::TrustForeignLog, "I3", &["I5", "I8", "I13"]),
+    // What is not fetched again is missing, or leaves an older value standing.
+    mutant(Bug::IgnoreGap, "I3", &["I5", "I8", "I13"]),
+    // Behind the last message, where the group never comes to rest, there is nothing that could be missing.
+    mutant(Bug::CommitOnePast, "I3", &["I5", "I8", "I9", "I13"]),
+    mutant(Bug::RetryRefusedCommit, "G1", &["G2"]),
+    mutant(Bug::RememberGonePartition, "G1", &["G2"]),
+    mutant(Bug::TakeOverUnnoted, "I3", &["I5", "I8", "I13"]),
+    mutant(Bug::WriteOverFirst, "I13", &["I3"]),
+];

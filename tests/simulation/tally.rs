@@ -1,0 +1,56 @@
+//! What happened in a run: a simulator in which nothing goes wrong proves nothing.
+
+macro_rules! tally {
+    ($($(#[$doc:meta])* $name:ident,)+) => {
+        /// Counts.
+        #[derive(Debug, Default, Clone, PartialEq, Eq)]
+        pub struct Tally {
+            $($(#[$doc])* pub $name: u64,)+
+        }
+
+        impl Tally {
+            pub fn add(&mut self, other: &Self) {
+                $(self.$name += other.$name;)+
+            }
+        }
+    };
+}
+
+tally! {
+    messages,
+    instances,
+    crashes,
+    power_cuts,
+    crashes_while_opening,
+    clean_stops,
+    /// Processes that stood still until they were no member any more, or not so long.
+    freezes,
+    rebalances,
+    /// Partitions that were asked back while their owner was well.
+    asked_back,
+    /// Partitions that were given to another instance than before.
+    changed_hands,
+    /// Members that the group counted as dead.
+    expired,
+    /// Partitions that were lost without being given back.
+    partitions_lost,
+    commits_refused,
+    commits_lost,
+    committed_unknown,
+    repeated,
+    store_failures,
+    store_writes,
+    dead_letters,
+    disks_lost,
+    disks_rolled_back,
+    disks_rotten,
+    missing_at_start,
+    fetched_again,
+    /// Instances that never came back.
+    machines_lost,
+    takeovers_begun,
+    taken_over,
+    /// Instances whose loss the oracle has looked at, in runs of the check.
+    losses_checked,
+    recovered_twice,
+}
