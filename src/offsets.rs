@@ -208,9 +208,12 @@ impl Offsets {
         }
     }
 
-    /// Kafka confirmed that the group's offset of `partition` is `next`.
+    /// Kafka confirmed that the group's offset of `partition` is `next`. An answer about more than is durable is one to
+    /// a commit of an earlier assignment: believed, it would withhold every commit until this one has come so far.
     pub fn committed(&mut self, partition: i32, next: i64) {
-        if let Some(state) = self.partitions.get_mut(&partition) {
+        if let Some(state) = self.partitions.get_mut(&partition)
+            && state.progress.durable.is_some_and(|durable| next <= durable)
+        {
             state.progress.committed =
                 Some(state.progress.committed.map_or(next, |old| old.max(next)));
         }
@@ -240,5 +243,100 @@ impl Offsets {
         for state in self.partitions.values_mut() {
             state.progress.durable = state.progress.consumed;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use wal::sim::SimDisk;
+    use wal::{Batch, NoCarry, Wal, WalConfig};
+
+    use super::*;
+
+    /// A log, and a proof that everything appended to it is durable.
+    fn append(wal: &Wal<SimDisk>) -> (Position, Durable) {
+        let mut batch = Batch::new();
+        batch.push(b"record").unwrap();
+        let end = wal.append(batch).unwrap().range().end;
+        wal.commit().unwrap();
+        (end, wal.durable())
+    }
+
+    fn log() -> Wal<SimDisk> {
+        let config = WalConfig::default();
+        Wal::open(SimDisk::new(1), config, Box::new(NoCarry), Duration::ZERO).unwrap().0
+    }
+
+    const NONE: [i64; 0] = [];
+
+    fn committable(offsets: &Offsets) -> Vec<i64> {
+        offsets.committable(|_| true).iter().map(Committable::next).collect()
+    }
+
+    /// Takes everything before `next`, and makes it durable.
+    fn take_to(offsets: &mut Offsets, wal: &Wal<SimDisk>, next: i64) {
+        assert_eq!(offsets.take(0, next - 1), Intake::Take);
+        let (end, proof) = append(wal);
+        offsets.appended(end);
+        offsets.durable(proof);
+    }
+
+    #[test]
+    fn a_commit_answered_after_its_partition_came_back_withholds_nothing() {
+        let (wal, mut offsets) = (log(), Offsets::default());
+        offsets.assign(0, Some(100), Some(100), Position::ZERO);
+        take_to(&mut offsets, &wal, 200);
+        assert_eq!(committable(&offsets), [200]);
+        offsets.forget(0);
+        // The answer comes while the partition is somebody else's, and once more after it came back further down, as
+        // when an operator has reset the group.
+        offsets.committed(0, 200);
+        offsets.assign(0, Some(50), Some(50), wal.durable().through());
+        offsets.committed(0, 200);
+        assert_eq!(committable(&offsets), NONE);
+        take_to(&mut offsets, &wal, 60);
+        assert_eq!(committable(&offsets), [60], "the answer belonged to another assignment");
+        offsets.committed(0, 60);
+        assert_eq!(committable(&offsets), NONE);
+    }
+
+    #[test]
+    fn news_of_the_ledger_after_a_partition_came_back_commits_nothing_that_is_not_durable() {
+        let (wal, mut offsets) = (log(), Offsets::default());
+        offsets.need_witness(true);
+        offsets.assign(0, Some(100), Some(100), Position::ZERO);
+        take_to(&mut offsets, &wal, 200);
+        offsets.forget(0);
+        offsets.witnessed(0, 200);
+        assert_eq!(committable(&offsets), NONE);
+        // Somebody else took it to 150; we go on behind our own log.
+        let (end, proof) = append(&wal);
+        offsets.assign(0, Some(200), Some(150), end);
+        offsets.witnessed(0, 200);
+        assert_eq!(committable(&offsets), NONE, "our own records are not proved durable again");
+        offsets.durable(proof);
+        assert_eq!(committable(&offsets), [200]);
+        // Further down than the ledger has ever been: what is durable decides.
+        offsets.forget(0);
+        offsets.assign(0, Some(50), Some(50), end);
+        offsets.witnessed(0, 200);
+        assert_eq!(committable(&offsets), NONE);
+        take_to(&mut offsets, &wal, 60);
+        assert_eq!(committable(&offsets), [60]);
+    }
+
+    #[test]
+    fn what_becomes_durable_after_a_partition_is_gone_is_not_committed() {
+        let (wal, mut offsets) = (log(), Offsets::default());
+        offsets.assign(0, Some(0), None, Position::ZERO);
+        assert_eq!(offsets.take(0, 9), Intake::Take);
+        let (end, proof) = append(&wal);
+        offsets.appended(end);
+        offsets.forget(0);
+        offsets.durable(proof);
+        assert_eq!(committable(&offsets), NONE);
+        assert_eq!(offsets.take(0, 10), Intake::Unassigned);
     }
 }
