@@ -16,7 +16,9 @@
 mod audit;
 mod ledger;
 mod load;
+mod members;
 mod persister;
+mod rebalance;
 
 use std::time::Duration;
 
