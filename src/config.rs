@@ -83,9 +83,10 @@ pub struct KafkaConfig {
     pub bootstrap_servers: Vec<String>,
     /// Name shown in the brokers' logs.
     pub client_id: String,
-    /// Name of this member; a stable one avoids rebalances on restarts. Empty: a member without a name.
+    /// Name of this member in its groups: one that returns within its session has its partitions back, and the other
+    /// members do not notice. Each member needs its own. Empty: the instance's name, unless that had to be made up.
     pub group_instance_id: String,
-    /// A member that is silent for so long loses its partitions. Long enough for a restart.
+    /// A member that is silent for so long loses its partitions, also one that was stopped. Long enough for a restart.
     #[serde(with = "humantime_serde")]
     pub session_timeout: Duration,
     /// Where a group without any offset and an empty log begins.

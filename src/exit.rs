@@ -6,6 +6,7 @@ use wal::WalError;
 
 use crate::config::ConfigError;
 use crate::instance::InstanceError;
+use crate::kafka::group::MemberError;
 use crate::secrets::SecretError;
 
 /// Stopped as asked.
@@ -18,11 +19,11 @@ pub const UNAVAILABLE: u8 = 69;
 pub const SOFTWARE: u8 = 70;
 /// The disk failed: restart after a look at it.
 pub const DISK: u8 = 74;
-/// Temporary: the directory is locked, an offset could not be committed.
+/// Temporary: the directory is locked, the Kafka client cannot go on.
 pub const TEMPORARY: u8 = 75;
 /// No permission: a restart does not help.
 pub const PERMISSION: u8 = 77;
-/// The configuration or the version of the data: a restart does not help.
+/// The configuration or the version of the data, or another process has this one's name: a restart does not help.
 pub const CONFIGURATION: u8 = 78;
 
 /// Ends the process now. Exit handlers of C libraries are not run: OpenSSL's frees what a thread of the Kafka client,
@@ -58,6 +59,12 @@ pub fn code(error: &anyhow::Error) -> u8 {
                     PERMISSION
                 }
                 _ => DISK,
+            };
+        }
+        if let Some(error) = cause.downcast_ref::<MemberError>() {
+            return match error {
+                MemberError::Fenced { .. } => CONFIGURATION,
+                MemberError::Fatal { .. } => TEMPORARY,
             };
         }
         if cause.downcast_ref::<crate::intake::IntakeError>().is_some() {

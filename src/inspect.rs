@@ -14,6 +14,7 @@ use crate::dead_letters::DeadLetters;
 use crate::deliver::DeliverCounts;
 use crate::gather::{GatherCounts, Kind};
 use crate::intake::IntakeCounts;
+use crate::kafka::group::GroupState;
 use crate::kafka::ledger::LedgerSnapshot;
 use crate::kafka_gap::{GapKind, KafkaGap};
 use crate::kafka_trouble::Trouble;
@@ -21,7 +22,7 @@ use crate::log_reader::LogGap;
 use crate::offset_ranges::OffsetRange;
 use crate::pipeline::{PipelineView, WriterCounts};
 
-/// A thread that did not turn for so long is stuck; callbacks of the consumer may wait 15 s for brokers.
+/// A thread that did not turn for so long is stuck; a callback of the consumer may wait 30 s for brokers and disk.
 const STALLED_AFTER: Duration = Duration::from_secs(60);
 /// The health check waits no longer for the store.
 const HEALTH_WAIT: Duration = Duration::from_secs(3);
@@ -78,6 +79,8 @@ pub struct PipelineStatus {
     pub group_id: String,
     /// A broker answers.
     pub kafka_connected: bool,
+    /// The consumer group as this member sees it.
+    pub group: GroupState,
     /// Consumption is paused because the log is full.
     pub paused: bool,
     /// First stage.
@@ -481,6 +484,7 @@ impl Inspect {
             topic: view.topic.clone(),
             group_id: view.group_id.clone(),
             kafka_connected: ingest.connected,
+            group: ingest.group,
             paused: ingest.paused,
             intake: ingest.counts,
             gathered: deliver.gathered,
@@ -559,7 +563,7 @@ impl Inspect {
     }
 
     /// Why the process is not ready for work, if it is not. A database outage is no reason: the log absorbs it. Brokers
-    /// that are away are none either; brokers that refuse us, or that we refuse, are one: only an operator ends that.
+    /// that are away are none either; brokers or a group that refuse us, or that we refuse, are one: only an operator ends that.
     #[must_use]
     pub fn not_ready(&self) -> Option<String> {
         match self.phase() {
@@ -574,7 +578,7 @@ impl Inspect {
             match (log.poisoned, log.out_of_space, ingest.trouble) {
                 (Some(cause), _, _) => Some(format!("{name}: {cause}")),
                 (None, true, _) => Some(format!("{name}: disk full")),
-                (None, false, Some(trouble)) if !ingest.connected => {
+                (None, false, Some(trouble)) if !ingest.connected || trouble.is_of_group() => {
                     Some(format!("{name}: {}: {}; {}", trouble.code, trouble.message, trouble.hint))
                 }
                 (None, false, _) => None,

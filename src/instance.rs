@@ -40,11 +40,40 @@ pub enum InstanceError {
     },
 }
 
+/// Names that are made up begin so.
+const MADE_UP: &str = "unnamed-";
+/// Longest name of a member that brokers accept.
+const MEMBER_NAME_MAX: usize = 249;
+
 /// Whether a name may be part of a group's and a file's name.
 #[must_use]
 pub fn is_name(name: &str) -> bool {
+    name.len() <= 100 && is_member_name(name)
+}
+
+/// Whether brokers accept this as the name of a group's member.
+#[must_use]
+pub fn is_member_name(name: &str) -> bool {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-    (1..=100).contains(&name.len()) && name.chars().all(allowed)
+    (1..=MEMBER_NAME_MAX).contains(&name.len())
+        && name.chars().all(allowed)
+        && !matches!(name, "." | "..")
+}
+
+/// The name under which `instance` is a member of its groups, `None` for a member without one. A named member has its
+/// partitions back when it returns within its session, and nobody else notices. A name that was made up may be new at
+/// the next start, and the partitions of the old one would wait for nothing.
+///
+/// Both pipelines have the same name, for they are members of two groups; where those are one, each has its own.
+#[must_use]
+pub fn member_name(config: &Config, instance: &str, pipeline: &str) -> Option<String> {
+    let name = match config.kafka.group_instance_id.as_str() {
+        "" if config.instance.is_empty() && instance.starts_with(MADE_UP) => return None,
+        "" => instance,
+        name => name,
+    };
+    let is_shared = config.metrics.group_id == config.alarms.group_id;
+    Some(if is_shared { format!("{name}.{pipeline}") } else { name.to_owned() })
 }
 
 /// The configured name, or one made of the machine's id and the data directory's path, or, without either, one that is
@@ -99,7 +128,7 @@ fn of_machine(files: &[&str], data_dir: &Path) -> Option<String> {
 
 fn made_up() -> String {
     use std::hash::{BuildHasher as _, RandomState};
-    format!("unnamed-{:016x}", RandomState::new().hash_one(std::process::id()))
+    format!("{MADE_UP}{:016x}", RandomState::new().hash_one(std::process::id()))
 }
 
 fn mark(dir: &Path, path: &Path, name: &str) -> std::io::Result<()> {
@@ -154,8 +183,37 @@ mod tests {
     #[test]
     fn names_fit_into_groups_and_files() {
         assert!(is_name("edge-7.example_A"));
-        for name in ["", "a b", "a/b", "ä", &"x".repeat(101)] {
+        for name in ["", ".", "..", "a b", "a/b", "\u{e4}", &"x".repeat(101)] {
             assert!(!is_name(name), "{name}");
         }
+        assert!(is_member_name(&"x".repeat(249)));
+        for name in ["", ".", "..", "a b", "a/b", "\u{e4}", &"x".repeat(250)] {
+            assert!(!is_member_name(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_member_has_the_name_of_its_instance_unless_that_was_made_up() {
+        let dir = Path::new("/data");
+        assert_eq!(member_name(&config(dir, "edge-7"), "edge-7", "metrics").unwrap(), "edge-7");
+        let of_machine = member_name(&config(dir, ""), "0123456789ab-00000000", "metrics");
+        assert_eq!(of_machine.unwrap(), "0123456789ab-00000000");
+        assert_eq!(member_name(&config(dir, ""), &made_up(), "metrics"), None);
+        let mut named = config(dir, "edge-7");
+        named.kafka.group_instance_id = "pod-3".to_owned();
+        for instance in ["edge-7", &made_up()] {
+            assert_eq!(member_name(&named, instance, "metrics").unwrap(), "pod-3");
+        }
+    }
+
+    #[test]
+    fn two_members_of_one_group_have_two_names() {
+        let mut config = config(Path::new("/data"), "edge-7");
+        config.metrics.group_id = "monasca".to_owned();
+        config.alarms.group_id = "monasca".to_owned();
+        let name = |pipeline| member_name(&config, "edge-7", pipeline).unwrap();
+        assert_eq!([name("metrics"), name("alarms")], ["edge-7.metrics", "edge-7.alarms"]);
+        // The longest name leaves room for that.
+        assert!(is_member_name(&format!("{}.metrics", "x".repeat(100))));
     }
 }

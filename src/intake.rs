@@ -319,7 +319,8 @@ impl<F: Fs> Intake<F> {
     }
 
     /// The first of two last acts for partitions that are about to be given away: everything taken from them becomes
-    /// durable, and what the ledger must say before it may be committed is returned.
+    /// durable, and what the ledger must say before it may be committed is returned. For who has all the time in the
+    /// world; see [`Intake::begin_to_settle`].
     ///
     /// # Errors
     /// [`IntakeError::Wal`]: the log failed; nothing may be committed.
@@ -328,21 +329,42 @@ impl<F: Fs> Intake<F> {
         partitions: &[i32],
         now: Duration,
     ) -> Result<Vec<Testimony>, IntakeError> {
-        let mut effects = Vec::new();
-        self.append(now, &mut effects)?;
-        effects.clear();
-        for partition in partitions {
-            self.machine.on(Event::Revoking { partition: *partition }, now, &mut effects);
-        }
-        if effects.iter().any(|effect| matches!(effect, Effect::AwaitDurable(_))) {
+        if self.begin_to_settle(partitions, now)?.is_some() {
             match self.wal.commit() {
                 // A full log keeps what it has; the rest is fetched again by whoever gets the partition.
                 Ok(()) | Err(WalError::NoSpace { .. }) => {}
                 Err(error) => return Err(error.into()),
             }
         }
-        self.machine.on(Event::Durable(self.wal.durable()), now, &mut effects);
-        Ok(self.machine.testimony_of(partitions))
+        Ok(self.settled(partitions, now))
+    }
+
+    /// Hands everything taken to the log; the position that must be durable before [`Intake::settled`] has it all.
+    ///
+    /// # Errors
+    /// [`IntakeError::Wal`]: the log failed; nothing may be committed.
+    pub fn begin_to_settle(
+        &mut self,
+        partitions: &[i32],
+        now: Duration,
+    ) -> Result<Option<Position>, IntakeError> {
+        let mut effects = Vec::new();
+        self.append(now, &mut effects)?;
+        effects.clear();
+        for partition in partitions {
+            self.machine.on(Event::Revoking { partition: *partition }, now, &mut effects);
+        }
+        let awaited = effects.into_iter().filter_map(|effect| match effect {
+            Effect::AwaitDurable(position) => Some(position),
+            _ => None,
+        });
+        Ok(awaited.max())
+    }
+
+    /// What the ledger must say of these partitions, as far as the log has made them durable by now.
+    pub fn settled(&mut self, partitions: &[i32], now: Duration) -> Vec<Testimony> {
+        self.machine.on(Event::Durable(self.wal.durable()), now, &mut Vec::new());
+        self.machine.testimony_of(partitions)
     }
 
     /// The second one: what may be committed of these partitions.
@@ -355,6 +377,12 @@ impl<F: Fs> Intake<F> {
     #[must_use]
     pub fn log_end(&self) -> Position {
         self.wal.status().appended
+    }
+
+    /// The log.
+    #[must_use]
+    pub fn wal(&self) -> &Wal<F> {
+        &self.wal
     }
 
     /// The machine, for status.

@@ -4,12 +4,13 @@
 //! the callback carries out to the end without polling: newly assigned partitions start where the machine says,
 //! revoked ones are settled (durable, then committed) before they are given away, lost ones are only forgotten.
 
+pub(crate) mod group;
 mod identity;
 pub mod ledger;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use rdkafka::client::ClientContext;
@@ -25,13 +26,14 @@ use wal::DiskFs;
 use crate::clock::wall_ms;
 use crate::config::{KafkaConfig, KafkaTls, PipelineConfig};
 use crate::envelope::{Envelope, TimestampType};
-use crate::ingest::{Effect, Event, Start};
+use crate::ingest::{Effect, Event, InitialOffset, Start};
 use crate::intake::{Intake, IntakeCounts, IntakeError};
 use crate::kafka_gap::KafkaGap;
 use crate::kafka_trouble::{self, Class, SaidTroubles, Trouble};
 use crate::offsets::{Committable, PartitionProgress};
 use crate::secrets::SecretError;
 use crate::{kafka_certificate, kafka_connection};
+use group::{Deadline, GroupState, MemberError};
 use ledger::{LedgerHandle, LedgerNews};
 
 /// How long one poll waits for a first message.
@@ -40,8 +42,10 @@ const POLL_WAIT: Duration = Duration::from_millis(100);
 const TURN_MESSAGES_MAX: usize = 4096;
 const TURN_BYTES_MAX: usize = 1 << 20;
 const TURN_TIME_MAX: Duration = Duration::from_millis(5);
-/// How long a callback waits for an answer of the brokers; well below the session timeout.
+/// How long one question to the brokers waits outside of a rebalance; those have a [`Deadline`] for all their waits.
 const CALLBACK_WAIT: Duration = Duration::from_secs(5);
+/// How often the committed offsets are asked for in the time of one rebalance.
+const COMMITTED_TRIES: u32 = 3;
 
 /// What follows a gap, for people.
 const GOES_ON: &str = "consumption goes on with what Kafka has";
@@ -71,6 +75,8 @@ pub struct IngestSnapshot {
     pub stopped: Vec<KafkaGap>,
     /// Messages not yet consumed, per partition, as the brokers told last.
     pub lag: BTreeMap<i32, i64>,
+    /// The group, as the client library tells once a second.
+    pub group: GroupState,
 }
 
 /// State that the polling thread and its callbacks share, and a snapshot for everybody else.
@@ -112,8 +118,23 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Whose consumer it is.
+#[derive(Debug, Clone)]
+struct Membership {
+    group: String,
+    /// A named member keeps its partitions while it is away, for as long as a session lasts.
+    name: Option<String>,
+    /// How long each half of a rebalance may take.
+    rebalance_time: Duration,
+    /// A group without any offset begins with the next message.
+    begins_at_end: bool,
+}
+
 struct Context {
     topic: String,
+    membership: Membership,
+    /// The topic had so many partitions when we were first given some.
+    partitions_at_first: OnceLock<usize>,
     intake: Mutex<Intake<DiskFs>>,
     shared: Arc<IngestShared>,
     started: Instant,
@@ -149,16 +170,25 @@ impl Context {
             return false;
         }
         let explain = |trouble| kafka_certificate::explain(trouble, &self.tls);
+        self.say("connect to Kafka", trouble, explain);
+        true
+    }
+
+    /// Keeps a trouble for the status, and says it once a minute while it lasts.
+    fn say(&self, what: &str, trouble: Trouble, explain: impl FnOnce(Trouble) -> Trouble) {
         let (trouble, is_due) = lock(&self.said).take(trouble, self.now(), explain);
         if is_due {
             let Trouble { code, message, hint, .. } = &trouble;
-            tracing::warn!(code, topic = self.topic, hint, "connect to Kafka: {message}");
+            tracing::warn!(code, topic = self.topic, hint, "{what}: {message}");
         }
         self.troubled_ms.store(milliseconds(self.now()), Ordering::Relaxed);
         let mut snapshot = lock(&self.shared.snapshot);
         snapshot.last_error = Some(trouble.message.clone());
         snapshot.trouble = Some(trouble);
-        true
+    }
+
+    fn deadline(&self) -> Deadline {
+        Deadline::after(self.membership.rebalance_time)
     }
 
     fn now(&self) -> Duration {
@@ -166,8 +196,12 @@ impl Context {
     }
 
     fn assign(&self, consumer: &BaseConsumer<Self>, partitions: &TopicPartitionList) {
-        let committed = self.committed(consumer, partitions);
-        let topic = identity::of_topic(consumer.client(), &self.topic, CALLBACK_WAIT);
+        let deadline = self.deadline();
+        // Whatever the group had against us is over.
+        lock(&self.shared.snapshot).trouble.take_if(|trouble| trouble.is_of_group());
+        let committed = self.committed(consumer, partitions, deadline);
+        let at_first = self.partitions_at_first(consumer, deadline);
+        let topic = identity::of_topic(consumer.client(), &self.topic, deadline.left());
         let mut effects = Vec::new();
         let mut start_at = TopicPartitionList::new();
         {
@@ -178,8 +212,8 @@ impl Context {
             }
             for element in partitions.elements() {
                 let partition = element.partition();
-                let event =
-                    Event::Assigned { partition, committed: committed.get(&partition).copied() };
+                let committed = committed.get(&partition).copied().flatten();
+                let event = Event::Assigned { partition, committed };
                 intake.on(event, self.now(), &mut effects);
             }
         }
@@ -193,12 +227,20 @@ impl Context {
                     lock(&self.begin).insert(partition, start);
                 }
                 Effect::Begin { partition, start } => {
+                    let is_new = usize::try_from(partition).is_ok_and(|number| number >= at_first);
+                    let offset = match start {
+                        // Somebody may have committed an offset, or messages may have come before we did.
+                        Start::End if is_new || !committed.contains_key(&partition) => {
+                            Offset::Beginning
+                        }
+                        start => offset_of(start),
+                    };
                     if let Err(error) =
-                        start_at.add_partition_offset(&self.topic, partition, offset_of(start))
+                        start_at.add_partition_offset(&self.topic, partition, offset)
                     {
                         tracing::error!(code = "KAFKA_ASSIGN", partition, %error, "set start offset");
                     }
-                    tracing::info!(topic = self.topic, partition, start = ?start, "partition assigned");
+                    tracing::info!(topic = self.topic, partition, start = ?offset, "partition assigned");
                 }
                 Effect::Pause(partitions) => pause.extend(partitions),
                 Effect::Hold(gap) => hold.push(gap),
@@ -273,45 +315,78 @@ impl Context {
         true
     }
 
-    /// Committed offsets of the group. A broker that does not answer in time means: unknown, so the log decides.
+    /// Committed offsets of the group for each partition of which they are known. A broker that does not answer in time
+    /// means: unknown, so the log decides.
     fn committed(
         &self,
         consumer: &BaseConsumer<Self>,
         partitions: &TopicPartitionList,
-    ) -> BTreeMap<i32, i64> {
-        let mut attempts = 0;
-        loop {
-            attempts += 1;
-            match consumer.committed_offsets(partitions.clone(), CALLBACK_WAIT) {
+        deadline: Deadline,
+    ) -> BTreeMap<i32, Option<i64>> {
+        let mut known = BTreeMap::new();
+        if partitions.count() == 0 {
+            return known;
+        }
+        for tries_left in (1..=COMMITTED_TRIES).rev() {
+            let asked = Deadline::after(deadline.left() / tries_left);
+            match consumer.committed_offsets(partitions.clone(), asked.left()) {
                 Ok(committed) => {
-                    return committed
-                        .elements()
-                        .iter()
-                        .filter_map(|element| match element.offset() {
-                            Offset::Offset(offset) => Some((element.partition(), offset)),
-                            _ => None,
-                        })
-                        .collect();
-                }
-                Err(error) if attempts < 3 => {
-                    tracing::warn!(code = "KAFKA_COMMITTED_UNKNOWN", %error, attempts, "read committed offsets");
+                    for element in committed.elements() {
+                        match (element.error(), element.offset()) {
+                            (Ok(()), Offset::Offset(next)) => {
+                                known.insert(element.partition(), Some(next));
+                            }
+                            (Ok(()), _) => {
+                                known.insert(element.partition(), None);
+                            }
+                            (Err(error), _) => {
+                                tracing::warn!(code = "KAFKA_COMMITTED_UNKNOWN", partition = element.partition(), %error, tries_left, "read committed offset");
+                            }
+                        }
+                    }
+                    if known.len() == partitions.count() {
+                        return known;
+                    }
                 }
                 Err(error) => {
-                    // Starting from the log or from the beginning repeats messages at worst; rewrites are harmless.
-                    tracing::error!(code = "KAFKA_COMMITTED_UNKNOWN", %error, "read committed offsets");
-                    return BTreeMap::new();
+                    tracing::warn!(code = "KAFKA_COMMITTED_UNKNOWN", %error, tries_left, "read committed offsets");
                 }
             }
+            // An error that came at once may be over a moment later.
+            std::thread::sleep(asked.left().min(Duration::from_millis(200)));
         }
+        // Starting from the log or from the beginning repeats messages at worst; rewrites are harmless.
+        tracing::error!(
+            code = "KAFKA_COMMITTED_UNKNOWN",
+            topic = self.topic,
+            partitions = partitions.count().saturating_sub(known.len()),
+            "committed offsets are not known in time: the log's own decide, or else the oldest messages"
+        );
+        known
+    }
+
+    /// Partitions that the topic had when we were first given some: what comes later begins with its oldest message.
+    fn partitions_at_first(&self, consumer: &BaseConsumer<Self>, deadline: Deadline) -> usize {
+        if !self.membership.begins_at_end {
+            return usize::MAX;
+        }
+        *self.partitions_at_first.get_or_init(|| {
+            let metadata = consumer.fetch_metadata(Some(&self.topic), deadline.left());
+            metadata.map_or(0, |metadata| {
+                let topics = metadata.topics().iter();
+                topics.map(|topic| topic.partitions().len()).max().unwrap_or(0)
+            })
+        })
     }
 
     fn revoke(&self, consumer: &BaseConsumer<Self>, partitions: &TopicPartitionList) {
         let numbers: Vec<i32> =
             partitions.elements().iter().map(|element| element.partition()).collect();
+        let deadline = self.deadline();
         let lost = consumer.assignment_lost();
         if !lost && !self.leaving.load(Ordering::Relaxed) {
-            match self.settle(&numbers) {
-                Ok(offsets) => self.commit(consumer, &offsets, CommitMode::Sync),
+            match self.settle(&numbers, deadline) {
+                Ok(offsets) => self.commit_within(consumer, &offsets, deadline),
                 Err(error) => *lock(&self.failed) = Some(error),
             }
         }
@@ -328,13 +403,32 @@ impl Context {
         }
     }
 
-    /// Makes everything of these partitions durable and known to the ledger; returns what may be committed.
-    fn settle(&self, partitions: &[i32]) -> Result<Vec<Committable>, IntakeError> {
-        let testimony = lock(&self.intake).settle(partitions, self.now())?;
+    /// Makes everything of these partitions durable and known to the ledger, as far as the time allows; returns what may
+    /// be committed. What is not durable in time is consumed again by whoever gets the partition.
+    fn settle(
+        &self,
+        partitions: &[i32],
+        deadline: Deadline,
+    ) -> Result<Vec<Committable>, IntakeError> {
+        let (awaited, wal) = {
+            let mut intake = lock(&self.intake);
+            (intake.begin_to_settle(partitions, self.now())?, intake.wal().clone())
+        };
+        if let Some(end) = awaited
+            && !group::wait_durable(&wal, end, deadline)?
+        {
+            tracing::warn!(
+                code = "REVOKED_UNSETTLED",
+                topic = self.topic,
+                ?partitions,
+                "the log is not durable in time: what is missing is consumed again by another member"
+            );
+        }
+        let testimony = lock(&self.intake).settled(partitions, self.now());
         // Whatever was confirmed before counts as well.
         let mut news = self.ledger.news();
         if !testimony.is_empty() {
-            news.extend(self.ledger.settle(testimony, CALLBACK_WAIT));
+            news.extend(self.ledger.settle(testimony, deadline.left()));
         }
         let mut intake = lock(&self.intake);
         for item in news {
@@ -346,11 +440,8 @@ impl Context {
         Ok(intake.committable_of(partitions))
     }
 
-    /// Commits offsets that the log has proved durable; nothing else has this type.
-    fn commit(&self, consumer: &BaseConsumer<Self>, offsets: &[Committable], mode: CommitMode) {
-        if offsets.is_empty() {
-            return;
-        }
+    /// The offsets as the client library takes them. The log has proved them durable; nothing else has this type.
+    fn offsets(&self, offsets: &[Committable]) -> TopicPartitionList {
         let mut list = TopicPartitionList::with_capacity(offsets.len());
         for offset in offsets {
             let next = Offset::Offset(offset.next());
@@ -358,12 +449,38 @@ impl Context {
                 tracing::error!(code = "KAFKA_COMMIT", partition = offset.partition(), %error, "set offset");
             }
         }
-        match consumer.commit(&list, mode) {
-            Ok(()) if matches!(mode, CommitMode::Sync) => self.confirmed(&list),
-            Ok(()) => {}
-            Err(error) => {
-                tracing::warn!(code = "KAFKA_COMMIT", %error, "commit offsets; tried again later")
-            }
+        list
+    }
+
+    /// Has the offsets committed; the callback tells how that went.
+    fn commit(&self, consumer: &BaseConsumer<Self>, offsets: &[Committable]) {
+        if offsets.is_empty() {
+            return;
+        }
+        if let Err(error) = consumer.commit(&self.offsets(offsets), CommitMode::Async) {
+            tracing::warn!(code = "KAFKA_COMMIT", %error, "commit offsets; tried again later");
+        }
+    }
+
+    /// Commits offsets, and waits for that without polling.
+    fn commit_within(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        offsets: &[Committable],
+        deadline: Deadline,
+    ) {
+        if offsets.is_empty() {
+            return;
+        }
+        let list = self.offsets(offsets);
+        match identity::commit_within(consumer.client(), &list, deadline.left()) {
+            Ok(()) => self.confirmed(&list),
+            Err(error) => tracing::warn!(
+                code = "KAFKA_COMMIT",
+                topic = self.topic,
+                %error,
+                "commit offsets of partitions that are given up: what is missing is consumed again by another member"
+            ),
         }
     }
 
@@ -437,7 +554,7 @@ impl ClientContext for Context {
         if up != was_up {
             if up {
                 self.was_connected.store(true, Ordering::Relaxed);
-                lock(&self.shared.snapshot).trouble = None;
+                lock(&self.shared.snapshot).trouble.take_if(|trouble| !trouble.is_of_group());
                 tracing::info!(topic = self.topic, "connected to Kafka");
             } else {
                 tracing::warn!(code = "KAFKA_UNREACHABLE", topic = self.topic, "no broker answers");
@@ -446,6 +563,9 @@ impl ClientContext for Context {
         let troubled_ms = self.troubled_ms.load(Ordering::Relaxed);
         if milliseconds(self.now()).saturating_sub(troubled_ms) > TROUBLE_LASTS_MS {
             lock(&self.shared.snapshot).trouble = None;
+        }
+        if let Some(group) = &statistics.cgrp {
+            lock(&self.shared.snapshot).group.update(group);
         }
         if let Some(topic) = statistics.topics.get(&self.topic) {
             self.look_for_given_up(topic);
@@ -550,13 +670,23 @@ impl Ingestion {
     pub(crate) fn new(
         kafka: &KafkaConfig,
         pipeline: &PipelineConfig,
+        member: Option<String>,
         intake: Intake<DiskFs>,
         shared: Arc<IngestShared>,
         ledger: LedgerHandle,
         started: Instant,
     ) -> anyhow::Result<Self> {
+        lock(&shared.snapshot).group.member.clone_from(&member);
+        let config = client_config(kafka, pipeline, member.as_deref())?;
         let context = Context {
             topic: pipeline.topic.clone(),
+            membership: Membership {
+                group: pipeline.group_id.clone(),
+                name: member,
+                rebalance_time: group::rebalance_time(kafka.session_timeout),
+                begins_at_end: kafka.initial_offset == InitialOffset::Latest,
+            },
+            partitions_at_first: OnceLock::new(),
             intake: Mutex::new(intake),
             shared,
             started,
@@ -573,25 +703,42 @@ impl Ingestion {
             was_connected: AtomicBool::new(false),
             troubled_ms: AtomicU64::new(0),
         };
-        let consumer: BaseConsumer<Context> =
-            client_config(kafka, pipeline)?.create_with_context(context)?;
+        let consumer: BaseConsumer<Context> = config.create_with_context(context)?;
         consumer.subscribe(&[&pipeline.topic])?;
         Ok(Self { consumer })
     }
 
-    /// Polls until `stop`, then makes everything durable, commits, and leaves the group.
+    /// Polls until `stop`, then makes everything durable, commits, and leaves.
     ///
     /// # Errors
     /// [`IntakeError`]: the log failed or a message cannot be kept; offsets behind it were not committed.
-    pub fn run(self, stop: &AtomicBool) -> Result<IngestEnd, IntakeError> {
+    /// [`MemberError`]: the consumer is of no use any more.
+    pub fn run(self, stop: &AtomicBool) -> anyhow::Result<IngestEnd> {
         let context = Arc::clone(self.consumer.context());
+        let end = self.poll_until(stop, &context).and_then(|()| Ok(self.leave(&context)?));
+        // After a failure nothing may be committed any more.
+        context.leaving.store(true, Ordering::Relaxed);
+        self.close();
+        end
+    }
+
+    fn poll_until(&self, stop: &AtomicBool, context: &Context) -> anyhow::Result<()> {
         let mut effects = Vec::new();
         while !stop.load(Ordering::Relaxed) {
-            self.turn(&context, &mut effects)?;
+            self.turn(context, &mut effects)?;
+            if let Some((code, reason)) = self.consumer.client().fatal_error() {
+                let Membership { group, name, .. } = &context.membership;
+                let error = MemberError::of(code, reason, group, name.as_deref().unwrap_or(""));
+                tracing::error!(
+                    code = error.code(),
+                    topic = context.topic,
+                    hint = error.hint(),
+                    "{error}"
+                );
+                return Err(error.into());
+            }
         }
-        let end = self.leave(&context)?;
-        self.close();
-        Ok(end)
+        Ok(())
     }
 
     /// Closes the consumer on a thread of its own: with no broker that may take longer than a stop should.
@@ -657,9 +804,7 @@ impl Ingestion {
         }
         for effect in effects.drain(..) {
             match effect {
-                Effect::Commit(offsets) => {
-                    context.commit(&self.consumer, &offsets, CommitMode::Async)
-                }
+                Effect::Commit(offsets) => context.commit(&self.consumer, &offsets),
                 Effect::Testify(testimony) => context.ledger.testify(testimony),
                 Effect::Pause(partitions) => context.pause(&self.consumer, &partitions),
                 Effect::Resume(partitions) => context.resume(&self.consumer, &partitions),
@@ -684,9 +829,10 @@ impl Ingestion {
             let intake = lock(&context.intake);
             intake.machine().progress().map(|(partition, _)| partition).collect()
         };
-        let offsets = context.settle(&partitions)?;
-        // Confirmed by polling, so that a broker that is away costs a bounded time and not the client's patience.
-        context.commit(&self.consumer, &offsets, CommitMode::Async);
+        let settled_by = context.membership.rebalance_time.min(CALLBACK_WAIT);
+        let offsets = context.settle(&partitions, Deadline::after(settled_by))?;
+        // Confirmed by polling, which serves what else the client library has to say.
+        context.commit(&self.consumer, &offsets);
         let deadline = Instant::now() + CALLBACK_WAIT;
         while Instant::now() < deadline && !lock(&context.intake).machine().committable().is_empty()
         {
@@ -706,6 +852,10 @@ impl Ingestion {
         context.leaving.store(true, Ordering::Relaxed);
         publish(context);
         let end = IngestEnd { partitions: context.shared.snapshot().partitions };
+        if context.membership.name.is_some() {
+            // Its partitions wait for it to return; an unsubscription would give them to others at once.
+            return Ok(end);
+        }
         // The revocation that follows has nothing left to do but to say goodbye; it is served by polls.
         self.consumer.unsubscribe();
         let deadline = Instant::now() + CALLBACK_WAIT;
@@ -732,7 +882,16 @@ impl Ingestion {
             context.look_now.store(true, Ordering::Relaxed);
             return;
         }
+        let group = &context.membership.group;
+        if let Some(trouble) = code.and_then(|code| group::refusal(code, group)) {
+            context.say("join the group", trouble, |trouble| trouble);
+            return;
+        }
         match code {
+            // `poll_until` says it.
+            _ if matches!(error, KafkaError::MessageConsumptionFatal(_)) => {
+                tracing::debug!(%error, "poll");
+            }
             // `error` has said or kept it; the client reconnects by itself.
             Some(
                 RDKafkaErrorCode::SSL
@@ -918,6 +1077,7 @@ fn connection(kafka: &KafkaConfig) -> Result<ClientConfig, SecretError> {
 fn client_config(
     kafka: &KafkaConfig,
     pipeline: &PipelineConfig,
+    member: Option<&str>,
 ) -> Result<ClientConfig, SecretError> {
     let mut config = connection(kafka)?;
     config
@@ -929,9 +1089,12 @@ fn client_config(
         .set("auto.offset.reset", "error")
         .set("enable.partition.eof", "false")
         .set("statistics.interval.ms", "1000");
-    if !kafka.group_instance_id.is_empty() {
-        // Two pipelines of one process are two members of two groups; the name may be the same.
-        config.set("group.instance.id", &kafka.group_instance_id);
+    if !kafka.properties.contains_key("max.poll.interval.ms") {
+        let interval = group::poll_interval(kafka.session_timeout);
+        config.set("max.poll.interval.ms", interval.as_millis().to_string());
+    }
+    if let Some(member) = member {
+        config.set("group.instance.id", member);
     }
     Ok(config)
 }

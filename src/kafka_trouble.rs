@@ -10,6 +10,10 @@ use serde::Serialize;
 pub const TLS: &str = "KAFKA_TLS";
 /// The brokers do not believe who we are.
 pub const AUTH: &str = "KAFKA_AUTH";
+/// The members of the group share its partitions in another way.
+pub const GROUP_PROTOCOL: &str = "KAFKA_GROUP_PROTOCOL";
+/// The group refuses us for another reason.
+pub const GROUP: &str = "KAFKA_GROUP";
 
 /// How often one trouble is said while it lasts.
 const SAID_EVERY: Duration = Duration::from_secs(60);
@@ -27,10 +31,10 @@ pub enum Class {
     Other,
 }
 
-/// A connection that only an operator can repair.
+/// A connection, or a membership in the group, that only an operator can repair.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Trouble {
-    /// [`TLS`] or [`AUTH`].
+    /// [`TLS`], [`AUTH`], [`GROUP_PROTOCOL`] or [`GROUP`].
     pub code: &'static str,
     /// What the client library said, without what differs from attempt to attempt.
     pub message: String,
@@ -40,6 +44,14 @@ pub struct Trouble {
     /// nobody. Believed only of a client that never was connected.
     #[serde(skip)]
     pub suspected: bool,
+}
+
+impl Trouble {
+    /// The brokers answer, and the group refuses us.
+    #[must_use]
+    pub fn is_of_group(&self) -> bool {
+        matches!(self.code, GROUP_PROTOCOL | GROUP)
+    }
 }
 
 /// Texts, in small letters, what they mean, and what to check. The first that matches counts.

@@ -354,8 +354,9 @@ impl Offsets {
         }
     }
 
-    /// Kafka confirmed that the group's offset of `partition` is `next`. An answer that comes after the partition was
-    /// restarted may be about more than there is now, and says nothing.
+    /// Kafka confirmed that the group's offset of `partition` is `next`. An answer about more than is durable is one to
+    /// a commit of an earlier assignment, or from before the partition was restarted: believed, it would withhold every
+    /// commit until this one has come so far.
     pub fn committed(&mut self, partition: i32, next: i64) {
         if let Some(state) = self.partitions.get_mut(&partition)
             && state.progress.durable.is_some_and(|durable| next <= durable)
@@ -391,3 +392,6 @@ impl Offsets {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

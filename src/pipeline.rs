@@ -31,6 +31,7 @@ use crate::delivered::DeliveredOffsets;
 use crate::delivery::Delivery;
 use crate::gather::{GatherConfig, GatherCounts, Gathered, Kind};
 use crate::ingest::IngestConfig;
+use crate::instance;
 use crate::intake::Intake;
 use crate::kafka::ledger::{LedgerHandle, LedgerKeeper, LedgerSnapshot, LedgerThread};
 use crate::kafka::{IngestEnd, IngestShared, Ingestion};
@@ -243,6 +244,7 @@ impl Pipeline {
         let ingestion = Ingestion::new(
             &config.kafka,
             pipeline,
+            instance::member_name(config, &surroundings.instance, kind.name()),
             intake,
             ingest_shared,
             ledger_handle.clone(),
@@ -261,7 +263,7 @@ impl Pipeline {
                 Ok(end) => Some(end),
                 Err(error) => {
                     // The channel takes the first reason; a later one changes nothing.
-                    drop(fatal.try_send(anyhow::Error::new(error).context("ingest")));
+                    drop(fatal.try_send(error.context("ingest")));
                     None
                 }
             })?

@@ -90,6 +90,20 @@ impl Config {
                 "must be at least 6s, the brokers' own lower limit".to_owned(),
             );
         }
+        if self.kafka.session_timeout > SESSION_TIMEOUT_MOST {
+            wrong(
+                "kafka.session_timeout",
+                "must be at most 30m, the brokers' own upper limit".to_owned(),
+            );
+        }
+        let member = &self.kafka.group_instance_id;
+        // With room for what tells two pipelines apart.
+        if !member.is_empty() && (member.len() > 240 || !crate::instance::is_member_name(member)) {
+            wrong(
+                "kafka.group_instance_id",
+                format!("`{member}` is no name: up to 240 of A-Z a-z 0-9 . _ -"),
+            );
+        }
         if self.kafka.takeover_after.is_some_and(|after| after < TAKEOVER_AFTER_LEAST) {
             wrong(
                 "kafka.takeover_after",
@@ -198,6 +212,8 @@ fn is_pipeline_name(name: &str) -> bool {
         && ![Kind::Metrics.name(), Kind::Alarms.name()].contains(&name)
 }
 
+/// What brokers allow unless they are told otherwise.
+const SESSION_TIMEOUT_MOST: Duration = Duration::from_secs(30 * 60);
 /// A shorter silence says nothing.
 const TAKEOVER_AFTER_LEAST: Duration = Duration::from_secs(10);
 /// Four segments of a log with 64 MiB segments.
@@ -264,6 +280,28 @@ mod tests {
         let mut config = Config::default();
         config.kafka.properties.insert("auto.offset.reset".to_owned(), "latest".to_owned());
         assert_eq!(config.problems()[0].key, "kafka.properties.auto.offset.reset");
+    }
+
+    #[test]
+    fn a_name_that_brokers_refuse_is_refused_before_they_are_asked() {
+        let mut config = Config::default();
+        for name in ["edge 7", "..", &"x".repeat(241)] {
+            config.kafka.group_instance_id = name.to_owned();
+            assert_eq!(config.problems()[0].key, "kafka.group_instance_id", "{name}");
+        }
+        config.kafka.group_instance_id = "edge-7".to_owned();
+        assert_eq!(config.problems(), []);
+    }
+
+    #[test]
+    fn a_session_that_brokers_refuse_is_refused_before_they_are_asked() {
+        let mut config = Config::default();
+        for seconds in [5, 1801] {
+            config.kafka.session_timeout = Duration::from_secs(seconds);
+            assert_eq!(config.problems()[0].key, "kafka.session_timeout", "{seconds}");
+        }
+        config.kafka.session_timeout = Duration::from_secs(1800);
+        assert_eq!(config.problems(), []);
     }
 
     #[test]

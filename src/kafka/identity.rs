@@ -1,4 +1,5 @@
-//! What the safe API of the client library does not tell: the leader epoch of a message, the id of a topic.
+//! What the safe API of the client library does not tell or do: the leader epoch of a message, the id of a topic, a
+//! commit that is waited for no longer than a given time.
 #![expect(
     unsafe_code,
     reason = "librdkafka has these in C only; everything is copied before it returns"
@@ -8,8 +9,10 @@ use std::ffi::{CStr, CString};
 use std::ptr;
 use std::time::Duration;
 
+use rdkafka::TopicPartitionList;
 use rdkafka::bindings as rdsys;
 use rdkafka::client::{Client, ClientContext};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::BorrowedMessage;
 
 use crate::topic_identity::TopicIdentity;
@@ -29,6 +32,72 @@ pub(super) fn of_topic<C: ClientContext>(
     TopicIdentity {
         cluster: client.fetch_cluster_id(timeout).unwrap_or_default(),
         topic: topic_id(client, topic, timeout).unwrap_or_default(),
+    }
+}
+
+/// Commits `offsets` for the client's group, and waits for the answer without serving anything else.
+///
+/// # Errors
+/// The brokers refuse, or do not answer in time: then they may have committed, and nobody is told.
+pub(super) fn commit_within<C: ClientContext>(
+    client: &Client<C>,
+    offsets: &TopicPartitionList,
+    timeout: Duration,
+) -> KafkaResult<()> {
+    let timeout_ms = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
+    let failed = |code: RDKafkaErrorCode| Err(KafkaError::ConsumerCommit(code));
+    if timeout_ms == 0 {
+        return failed(RDKafkaErrorCode::OperationTimedOut);
+    }
+    // SAFETY: the client and the list outlive the call, which copies the list; the queue and the event made here are
+    // destroyed here, and an answer that comes later finds the queue closed; a null event is checked.
+    let code = unsafe {
+        let queue = rdsys::rd_kafka_queue_new(client.native_ptr());
+        let asked = rdsys::rd_kafka_commit_queue(
+            client.native_ptr(),
+            offsets.ptr(),
+            queue,
+            None,
+            ptr::null_mut(),
+        );
+        let code = if asked == rdsys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
+            let event = rdsys::rd_kafka_queue_poll(queue, timeout_ms);
+            if event.is_null() {
+                rdsys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__TIMED_OUT
+            } else {
+                let code = error_in(event);
+                rdsys::rd_kafka_event_destroy(event);
+                code
+            }
+        } else {
+            asked
+        };
+        rdsys::rd_kafka_queue_destroy(queue);
+        code
+    };
+    match code {
+        rdsys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR => Ok(()),
+        code => failed(code.into()),
+    }
+}
+
+/// The error of a commit, or of the first partition that has one.
+///
+/// # Safety
+/// `event` is the answer to a commit.
+unsafe fn error_in(event: *mut rdsys::rd_kafka_event_t) -> rdsys::rd_kafka_resp_err_t {
+    // SAFETY: as promised by the caller; the list is read before the event is destroyed, within its length.
+    unsafe {
+        let code = rdsys::rd_kafka_event_error(event);
+        let list = rdsys::rd_kafka_event_topic_partition_list(event);
+        if code != rdsys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR || list.is_null() {
+            return code;
+        }
+        let count = usize::try_from((*list).cnt).unwrap_or(0);
+        (0..count)
+            .map(|index| (*(*list).elems.add(index)).err)
+            .find(|code| *code != rdsys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR)
+            .unwrap_or(code)
     }
 }
 
@@ -100,5 +169,35 @@ unsafe fn id_in(event: *mut rdsys::rd_kafka_event_t) -> Option<String> {
         let text = CStr::from_ptr(text).to_str().ok()?.to_owned();
         // All zero: the broker has no ids.
         (!text.trim_matches(['A', '=']).is_empty()).then_some(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use rdkafka::consumer::{BaseConsumer, Consumer as _};
+    use rdkafka::{ClientConfig, Offset};
+
+    use super::*;
+
+    #[test]
+    fn a_commit_that_nobody_answers_is_waited_for_no_longer_than_told() {
+        let consumer: BaseConsumer = ClientConfig::new()
+            .set("bootstrap.servers", "127.0.0.1:1")
+            .set("group.id", "group")
+            .set("session.timeout.ms", "6000")
+            .set("log_level", "0")
+            .create()
+            .unwrap();
+        let mut offsets = TopicPartitionList::new();
+        offsets.add_partition_offset("topic", 0, Offset::Offset(5)).unwrap();
+        for wait_ms in [0, 300] {
+            let begun = Instant::now();
+            let wait = Duration::from_millis(wait_ms);
+            let error = commit_within(consumer.client(), &offsets, wait).unwrap_err();
+            assert_eq!(error, KafkaError::ConsumerCommit(RDKafkaErrorCode::OperationTimedOut));
+            assert!(begun.elapsed() >= wait && begun.elapsed() < Duration::from_secs(5));
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! What is sent: metrics, alarm transitions and 1 % poison, with a ledger of every message that Kafka took.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -75,7 +76,26 @@ pub struct Load {
 }
 
 impl Load {
+    /// Metrics go to four partitions by turns, transitions anywhere.
     pub fn start(kafka: &Kafka, site: &Site, plan: Plan) -> Self {
+        Self::start_with(kafka, site, plan, |is_metric, sequence| {
+            is_metric.then(|| i32::try_from(sequence % 4).unwrap())
+        })
+    }
+
+    /// Everything goes to these partitions by turns.
+    pub fn start_on(kafka: &Kafka, site: &Site, plan: Plan, partitions: Range<i32>) -> Self {
+        Self::start_with(kafka, site, plan, move |_, sequence| {
+            partitions.clone().nth(sequence % partitions.len())
+        })
+    }
+
+    fn start_with(
+        kafka: &Kafka,
+        site: &Site,
+        plan: Plan,
+        partition: impl Fn(bool, usize) -> Option<i32> + Send + 'static,
+    ) -> Self {
         let recorder = Recorder::default();
         let producer: ThreadedProducer<Recorder> = ClientConfig::new()
             .set("bootstrap.servers", kafka.bootstrap())
@@ -104,8 +124,8 @@ impl Load {
                 let mut record = BaseRecord::<[u8], [u8], usize>::with_opaque_to(topic, sequence)
                     .payload(&sent.payload)
                     .timestamp(sent.timestamp_ms);
-                if !topic.starts_with("alarms") {
-                    record = record.partition(i32::try_from(sequence % 4).unwrap());
+                if let Some(partition) = partition(topic == &metrics_topic, sequence) {
+                    record = record.partition(partition);
                 }
                 loop {
                     match producer.send(record) {

@@ -17,7 +17,9 @@ mod audit;
 mod gaps;
 mod ledger;
 mod load;
+mod members;
 mod persister;
+mod rebalance;
 
 use std::time::Duration;
 

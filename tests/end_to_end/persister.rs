@@ -16,6 +16,8 @@ pub fn now_ms() -> i64 {
 pub struct Site {
     pub metrics_topic: String,
     pub alarms_topic: String,
+    pub metrics_group: String,
+    alarms_group: String,
     pub keyspace: String,
     pub contact_point: String,
     bootstrap: String,
@@ -27,6 +29,8 @@ impl Site {
         let site = Self {
             metrics_topic: harness::unique("metrics"),
             alarms_topic: harness::unique("alarms"),
+            metrics_group: harness::unique("1_metrics"),
+            alarms_group: harness::unique("1_alarm-state-transitions"),
             keyspace: harness::unique("monasca"),
             contact_point: cassandra.contact_point(),
             bootstrap: kafka.bootstrap(),
@@ -34,15 +38,21 @@ impl Site {
         };
         kafka.create_topic(&site.metrics_topic, partitions).unwrap();
         kafka.create_topic(&site.alarms_topic, partitions).unwrap();
-        let applied = site.command("schema", &["schema", "apply"]);
-        assert!(applied.0, "schema apply: {}", applied.1);
-        site
+        // It creates what is missing; a node that is busy with other tests may need longer than a request may take.
+        let deadline = Instant::now() + Duration::from_secs(120);
+        loop {
+            let (applied, text) = site.command("schema", &["schema", "apply"]);
+            if applied {
+                return site;
+            }
+            assert!(Instant::now() < deadline, "schema apply: {text}");
+        }
     }
 
     pub fn groups(&self) -> [(String, &str); 2] {
         [
-            ("1_metrics".to_owned(), &self.metrics_topic),
-            ("1_alarm-state-transitions".to_owned(), &self.alarms_topic),
+            (self.metrics_group.clone(), &self.metrics_topic),
+            (self.alarms_group.clone(), &self.alarms_topic),
         ]
     }
 
@@ -55,6 +65,8 @@ impl Site {
             set("KAFKA__SESSION_TIMEOUT", "6s"),
             set("METRICS__TOPIC", &self.metrics_topic),
             set("ALARMS__TOPIC", &self.alarms_topic),
+            set("METRICS__GROUP_ID", &self.metrics_group),
+            set("ALARMS__GROUP_ID", &self.alarms_group),
             set("STORE__CASSANDRA__CONTACT_POINTS", &self.contact_point),
             set("STORE__CASSANDRA__KEYSPACE", &self.keyspace),
             set("STORE__CASSANDRA__CONSISTENCY", "ONE"),
@@ -119,6 +131,15 @@ pub struct Persister {
 
 impl Persister {
     pub fn start(site: &Site, instance: &str, environment: &[(&str, &str)]) -> Self {
+        let persister = Self::launch(site, instance, environment);
+        if !http::wait_ok(&format!("{}/readyz", persister.url), Duration::from_secs(60)) {
+            panic!("the persister is not ready after 60 s:\n{}", persister.process.log_tail());
+        }
+        persister
+    }
+
+    /// Starts one, and waits until it answers, ready or not.
+    pub fn launch(site: &Site, instance: &str, environment: &[(&str, &str)]) -> Self {
         let port = harness::free_port().unwrap();
         let mut builder =
             ProcessBuilder::new(PROGRAM, site.dir.path().join(format!("{instance}.log")))
@@ -132,14 +153,52 @@ impl Persister {
         }
         let process = builder.start().unwrap();
         let url = format!("http://127.0.0.1:{port}");
-        if !http::wait_ok(&format!("{url}/readyz"), Duration::from_secs(30)) {
-            panic!("the persister is not ready after 30 s:\n{}", process.log_tail());
+        if !http::wait_ok(&format!("{url}/livez"), Duration::from_secs(60)) {
+            panic!("the persister does not answer after 60 s:\n{}", process.log_tail());
         }
         Self { process, url }
     }
 
     pub fn kill(&mut self) {
         self.process.kill();
+    }
+
+    pub fn freeze(&self) {
+        self.process.freeze();
+    }
+
+    pub fn thaw(&self) {
+        self.process.thaw();
+    }
+
+    /// SIGTERM; see [`Persister::wait_exit`].
+    pub fn terminate(&self) {
+        self.process.terminate();
+    }
+
+    /// Waits until it ends by itself: its exit code.
+    pub fn wait_exit(&mut self, timeout: Duration) -> Option<i32> {
+        self.process.wait(timeout).and_then(|status| status.code())
+    }
+
+    /// Everything that the processes of this instance have printed.
+    pub fn log(&self) -> String {
+        self.process.log()
+    }
+
+    /// Reasons for its state that have this code: hints.
+    pub fn hints(&self, code: &str) -> Vec<String> {
+        let status = self.json("/api/v1/status");
+        let reasons = status["reasons"].as_array().unwrap().iter();
+        reasons
+            .filter(|reason| reason["code"] == code)
+            .map(|reason| reason["hint"].as_str().unwrap().to_owned())
+            .collect()
+    }
+
+    /// How often the group has given partitions of the metrics to this process or taken them.
+    pub fn rebalances(&self) -> u64 {
+        self.json("/api/v1/status")["pipelines"]["metrics"]["group"]["rebalances"].as_u64().unwrap()
     }
 
     pub fn health(&self) -> (bool, String) {
@@ -207,7 +266,7 @@ impl Persister {
         }
     }
 
-    fn metrics_taken(&self) -> u64 {
+    pub fn metrics_taken(&self) -> u64 {
         let status = self.json("/api/v1/status");
         status["pipelines"]["metrics"]["intake"]["messages"].as_u64().unwrap()
     }

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
 use rdkafka::admin::{
-    AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication,
+    AdminClient, AdminOptions, AlterConfig, NewPartitions, NewTopic, ResourceSpecifier,
+    TopicReplication,
 };
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
@@ -274,6 +275,10 @@ impl Kafka {
         let topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
         let outcome = block_on(self.admin()?.create_topics([&topic], &options()));
         self.check("create topic", outcome)?;
+        self.wait_partitions(name, partitions)
+    }
+
+    fn wait_partitions(&self, name: &str, partitions: i32) -> Result<(), HarnessError> {
         // A producer that asks too early gets `unknown topic` and caches it.
         let deadline = Instant::now() + REQUEST_WAIT;
         while Instant::now() < deadline {
@@ -290,9 +295,21 @@ impl Kafka {
             std::thread::sleep(Duration::from_millis(50));
         }
         Err(HarnessError::Kafka {
-            what: format!("create topic {name}"),
+            what: format!("partitions of topic {name}"),
             reason: "no leader".to_owned(),
         })
+    }
+
+    /// Gives a topic more partitions: so many in all.
+    ///
+    /// # Errors
+    /// The broker refuses.
+    pub fn grow_topic(&self, name: &str, partitions: i32) -> Result<(), HarnessError> {
+        let count = usize::try_from(partitions).unwrap_or(0);
+        let grown = NewPartitions::new(name, count);
+        let outcome = block_on(self.admin()?.create_partitions([&grown], &options()));
+        self.check("add partitions", outcome)?;
+        self.wait_partitions(name, partitions)
     }
 
     /// Deletes a topic.

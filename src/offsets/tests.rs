@@ -1,0 +1,97 @@
+//! What may be committed when partitions come, go and come back.
+
+use std::time::Duration;
+
+use wal::sim::SimDisk;
+use wal::{Batch, NoCarry, Wal, WalConfig};
+
+use super::*;
+
+/// A log, and a proof that everything appended to it is durable.
+fn append(wal: &Wal<SimDisk>) -> (Position, Durable) {
+    let mut batch = Batch::new();
+    batch.push(b"record").unwrap();
+    let end = wal.append(batch).unwrap().range().end;
+    wal.commit().unwrap();
+    (end, wal.durable())
+}
+
+fn log() -> Wal<SimDisk> {
+    let config = WalConfig::default();
+    Wal::open(SimDisk::new(1), config, Box::new(NoCarry), Duration::ZERO).unwrap().0
+}
+
+const NONE: [i64; 0] = [];
+
+fn at(offset: i64) -> Coordinates {
+    Coordinates { partition: 0, offset, leader_epoch: -1, timestamp_ms: None }
+}
+
+fn committable(offsets: &Offsets) -> Vec<i64> {
+    offsets.committable(|_| true).iter().map(Committable::next).collect()
+}
+
+/// Takes everything before `next`, and makes it durable.
+fn take_to(offsets: &mut Offsets, wal: &Wal<SimDisk>, next: i64) {
+    assert_eq!(offsets.take(at(next - 1)), Intake::Take);
+    let (end, proof) = append(wal);
+    offsets.appended(end);
+    offsets.durable(proof);
+}
+
+#[test]
+fn a_commit_answered_after_its_partition_came_back_withholds_nothing() {
+    let (wal, mut offsets) = (log(), Offsets::default());
+    offsets.assign(0, Some(100), Some(100), Position::ZERO, None);
+    take_to(&mut offsets, &wal, 200);
+    assert_eq!(committable(&offsets), [200]);
+    offsets.forget(0);
+    // The answer comes while the partition is somebody else's, and once more after it came back further down, as
+    // when an operator has reset the group.
+    offsets.committed(0, 200);
+    offsets.assign(0, Some(50), Some(50), wal.durable().through(), None);
+    offsets.committed(0, 200);
+    assert_eq!(committable(&offsets), NONE);
+    take_to(&mut offsets, &wal, 60);
+    assert_eq!(committable(&offsets), [60], "the answer belonged to another assignment");
+    offsets.committed(0, 60);
+    assert_eq!(committable(&offsets), NONE);
+}
+
+#[test]
+fn news_of_the_ledger_after_a_partition_came_back_commits_nothing_that_is_not_durable() {
+    let (wal, mut offsets) = (log(), Offsets::default());
+    offsets.need_witness(true);
+    offsets.assign(0, Some(100), Some(100), Position::ZERO, None);
+    take_to(&mut offsets, &wal, 200);
+    offsets.forget(0);
+    offsets.witnessed(0, 200);
+    assert_eq!(committable(&offsets), NONE);
+    // Somebody else took it to 150; we go on behind our own log.
+    let (end, proof) = append(&wal);
+    offsets.assign(0, Some(200), Some(150), end, None);
+    offsets.witnessed(0, 200);
+    assert_eq!(committable(&offsets), NONE, "our own records are not proved durable again");
+    offsets.durable(proof);
+    assert_eq!(committable(&offsets), [200]);
+    // Further down than the ledger has ever been: what is durable decides.
+    offsets.forget(0);
+    offsets.assign(0, Some(50), Some(50), end, None);
+    offsets.witnessed(0, 200);
+    assert_eq!(committable(&offsets), NONE);
+    take_to(&mut offsets, &wal, 60);
+    assert_eq!(committable(&offsets), [60]);
+}
+
+#[test]
+fn what_becomes_durable_after_a_partition_is_gone_is_not_committed() {
+    let (wal, mut offsets) = (log(), Offsets::default());
+    offsets.assign(0, Some(0), None, Position::ZERO, None);
+    assert_eq!(offsets.take(at(9)), Intake::Take);
+    let (end, proof) = append(&wal);
+    offsets.appended(end);
+    offsets.forget(0);
+    offsets.durable(proof);
+    assert_eq!(committable(&offsets), NONE);
+    assert_eq!(offsets.take(at(10)), Intake::Unassigned);
+}
