@@ -6,6 +6,7 @@ use wal::WalError;
 
 use crate::config::ConfigError;
 use crate::instance::InstanceError;
+use crate::intake::IntakeError;
 use crate::secrets::SecretError;
 
 /// Stopped as asked.
@@ -18,7 +19,7 @@ pub const UNAVAILABLE: u8 = 69;
 pub const SOFTWARE: u8 = 70;
 /// The disk failed: restart after a look at it.
 pub const DISK: u8 = 74;
-/// Temporary: the directory is locked, an offset could not be committed.
+/// Temporary: the directory is locked, an offset could not be committed, another member has our name.
 pub const TEMPORARY: u8 = 75;
 /// No permission: a restart does not help.
 pub const PERMISSION: u8 = 77;
@@ -60,8 +61,8 @@ pub fn code(error: &anyhow::Error) -> u8 {
                 _ => DISK,
             };
         }
-        if cause.downcast_ref::<crate::intake::IntakeError>().is_some() {
-            return DISK;
+        if let Some(error) = cause.downcast_ref::<IntakeError>() {
+            return if matches!(error, IntakeError::ThrownOut(_)) { TEMPORARY } else { DISK };
         }
         if cause.downcast_ref::<rdkafka::error::KafkaError>().is_some() {
             return CONFIGURATION;

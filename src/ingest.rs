@@ -226,6 +226,12 @@ impl Ingest {
         self.offsets.committable(|_| true)
     }
 
+    /// Next offset of a partition as the log knows it.
+    #[must_use]
+    pub fn log_next(&self, partition: i32) -> Option<i64> {
+        self.log_next.get(partition)
+    }
+
     /// True while consumption is paused because the log is full.
     #[must_use]
     pub fn is_paused(&self) -> bool {

@@ -6,6 +6,7 @@
 
 mod identity;
 pub mod ledger;
+mod said;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -31,6 +32,7 @@ use crate::offsets::{Committable, PartitionProgress};
 use crate::secrets::SecretError;
 use crate::{kafka_certificate, kafka_connection};
 use ledger::{LedgerHandle, LedgerNews};
+use said::Said;
 
 /// How long one poll waits for a first message.
 const POLL_WAIT: Duration = Duration::from_millis(100);
@@ -40,6 +42,15 @@ const TURN_BYTES_MAX: usize = 1 << 20;
 const TURN_TIME_MAX: Duration = Duration::from_millis(5);
 /// How long a callback waits for an answer of the brokers; well below the session timeout.
 const CALLBACK_WAIT: Duration = Duration::from_secs(5);
+/// How long an assignment asks where the group stopped, before the log alone decides.
+const COMMITTED_WAIT: Duration = Duration::from_secs(15);
+/// Between two attempts of what the brokers refused at once.
+const ASK_AGAIN: Duration = Duration::from_millis(500);
+/// A commit without an answer is counted as lost after this time: the client library answers each, at the latest when
+/// its own timeouts are over.
+const COMMIT_LOST_AFTER: Duration = Duration::from_secs(300);
+/// How often partitions whose position was refused are looked at.
+const REFUSED_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A trouble is over when nothing was heard of it for so long: the client library repeats it every 30 s.
 const TROUBLE_LASTS_MS: u64 = 90_000;
@@ -132,6 +143,15 @@ struct Context {
     was_connected: AtomicBool,
     /// When the last trouble was heard of.
     troubled_ms: AtomicU64,
+    /// Since when a commit is on its way. Two of them may overtake each other, because the client library sends one
+    /// again that was refused: then the lower offset would stay.
+    committing: Mutex<Option<Duration>>,
+    /// A partition stands still because Kafka refused its position; looked at then.
+    refused: Mutex<Option<Duration>>,
+    /// Where partitions without any known offset began.
+    beginnings: Mutex<BTreeMap<i32, Offset>>,
+    /// What fails again and again is not said each time.
+    repeated: Mutex<Said>,
 }
 
 impl Context {
@@ -166,8 +186,12 @@ impl Context {
             let mut intake = lock(&self.intake);
             for element in partitions.elements() {
                 let partition = element.partition();
-                let event =
-                    Event::Assigned { partition, committed: committed.get(&partition).copied() };
+                let committed = match &committed {
+                    Some(committed) => committed.get(&partition).copied(),
+                    // What the log knows was committed, or could have been: nothing lower is.
+                    None => intake.machine().log_next(partition),
+                };
+                let event = Event::Assigned { partition, committed };
                 intake.on(event, self.now(), &mut effects);
             }
         }
@@ -177,9 +201,11 @@ impl Context {
                 Effect::Begin { partition, start } => {
                     let offset = match start {
                         Start::At(offset) => Offset::Offset(offset),
-                        Start::Beginning => Offset::Beginning,
-                        Start::End => Offset::End,
+                        // That there is no offset is only believed when the brokers said so.
+                        Start::End if committed.is_some() => Offset::End,
+                        Start::Beginning | Start::End => Offset::Beginning,
                     };
+                    lock(&self.beginnings).insert(partition, offset);
                     if let Err(error) =
                         start_at.add_partition_offset(&self.topic, partition, offset)
                     {
@@ -200,36 +226,58 @@ impl Context {
         self.pause(consumer, &pause);
     }
 
-    /// Committed offsets of the group. A broker that does not answer in time means: unknown, so the log decides.
+    /// Committed offsets of the group; `None` when the brokers do not say for some partition.
     fn committed(
         &self,
         consumer: &BaseConsumer<Self>,
         partitions: &TopicPartitionList,
-    ) -> BTreeMap<i32, i64> {
-        let mut attempts = 0;
+    ) -> Option<BTreeMap<i32, i64>> {
+        let begun = Instant::now();
         loop {
-            attempts += 1;
-            match consumer.committed_offsets(partitions.clone(), CALLBACK_WAIT) {
+            let error = match consumer.committed_offsets(partitions.clone(), CALLBACK_WAIT) {
                 Ok(committed) => {
-                    return committed
-                        .elements()
-                        .iter()
-                        .filter_map(|element| match element.offset() {
-                            Offset::Offset(offset) => Some((element.partition(), offset)),
-                            _ => None,
-                        })
-                        .collect();
+                    let mut offsets = BTreeMap::new();
+                    let mut refused = None;
+                    for element in committed.elements() {
+                        match (element.error(), element.offset()) {
+                            (Err(error), _) => refused = Some(error),
+                            (Ok(()), Offset::Offset(offset)) => {
+                                offsets.insert(element.partition(), offset);
+                            }
+                            (Ok(()), _) => {}
+                        }
+                    }
+                    match refused {
+                        None => return Some(offsets),
+                        Some(error) => error,
+                    }
                 }
-                Err(error) if attempts < 3 => {
-                    tracing::warn!(code = "KAFKA_COMMITTED_UNKNOWN", %error, attempts, "read committed offsets");
-                }
-                Err(error) => {
-                    // Starting from the log or from the beginning repeats messages at worst; rewrites are harmless.
-                    tracing::error!(code = "KAFKA_COMMITTED_UNKNOWN", %error, "read committed offsets");
-                    return BTreeMap::new();
-                }
+                Err(error) => error,
+            };
+            if begun.elapsed() >= COMMITTED_WAIT {
+                tracing::error!(
+                    code = "KAFKA_COMMITTED_UNKNOWN",
+                    topic = self.topic,
+                    %error,
+                    "read committed offsets: the log decides where to begin, and messages may be repeated"
+                );
+                return None;
             }
+            if self.is_due("KAFKA_COMMITTED_UNKNOWN", &error) {
+                tracing::warn!(
+                    code = "KAFKA_COMMITTED_UNKNOWN",
+                    topic = self.topic,
+                    %error,
+                    "read committed offsets; tried again"
+                );
+            }
+            std::thread::sleep(ASK_AGAIN);
         }
+    }
+
+    /// Whether this is to be said, or was just now.
+    fn is_due(&self, code: &'static str, error: &KafkaError) -> bool {
+        lock(&self.repeated).is_due(code, &error.to_string(), self.now())
     }
 
     fn revoke(&self, consumer: &BaseConsumer<Self>, partitions: &TopicPartitionList) {
@@ -281,13 +329,53 @@ impl Context {
                 tracing::error!(code = "KAFKA_COMMIT", partition = offset.partition(), %error, "set offset");
             }
         }
-        match consumer.commit(&list, mode) {
-            Ok(()) if matches!(mode, CommitMode::Sync) => self.confirmed(&list),
-            Ok(()) => {}
-            Err(error) => {
-                tracing::warn!(code = "KAFKA_COMMIT", %error, "commit offsets; tried again later")
-            }
+        let outcome = match mode {
+            CommitMode::Sync => consumer.commit(&list, mode),
+            CommitMode::Async => identity::commit(consumer.client(), &list),
+        };
+        match (outcome, mode) {
+            (Ok(()), CommitMode::Sync) => self.confirmed(&list),
+            (Ok(()), CommitMode::Async) => *lock(&self.committing) = Some(self.now()),
+            (Err(error), _) => self.commit_failed(&error),
         }
+    }
+
+    /// Commits without waiting, unless the last commit has not been answered: then what is due now is due again later.
+    fn commit_soon(&self, consumer: &BaseConsumer<Self>, offsets: &[Committable]) {
+        let since = *lock(&self.committing);
+        if since.is_none_or(|since| self.now().saturating_sub(since) >= COMMIT_LOST_AFTER) {
+            self.commit(consumer, offsets, CommitMode::Async);
+        }
+    }
+
+    /// Says that Kafka does not have these offsets any more, once.
+    fn gap(&self, gap: KafkaGap) {
+        let mut snapshot = lock(&self.shared.snapshot);
+        if snapshot.gaps.contains(&gap) {
+            return;
+        }
+        tracing::error!(
+            code = "KAFKA_GAP",
+            topic = self.topic,
+            partition = gap.partition,
+            from = gap.from,
+            to = gap.to,
+            "Kafka removed messages before they were consumed"
+        );
+        snapshot.gaps.push(gap);
+    }
+
+    fn commit_failed(&self, error: &KafkaError) {
+        let text = format!("KAFKA_COMMIT: {error}");
+        if self.is_due("KAFKA_COMMIT", error) {
+            tracing::warn!(
+                code = "KAFKA_COMMIT",
+                topic = self.topic,
+                %error,
+                "commit offsets; tried again later"
+            );
+        }
+        lock(&self.shared.snapshot).last_error = Some(text);
     }
 
     fn confirmed(&self, offsets: &TopicPartitionList) {
@@ -420,12 +508,11 @@ impl ConsumerContext for Context {
     }
 
     fn commit_callback(&self, result: KafkaResult<()>, offsets: &TopicPartitionList) {
+        *lock(&self.committing) = None;
         match result {
             Ok(()) => self.confirmed(offsets),
             Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::NoOffset)) => {}
-            Err(error) => {
-                tracing::warn!(code = "KAFKA_COMMIT", %error, "commit offsets; tried again later")
-            }
+            Err(error) => self.commit_failed(&error),
         }
     }
 }
@@ -467,6 +554,10 @@ impl Ingestion {
             tls: kafka.security.tls.clone(),
             was_connected: AtomicBool::new(false),
             troubled_ms: AtomicU64::new(0),
+            committing: Mutex::new(None),
+            refused: Mutex::new(None),
+            beginnings: Mutex::default(),
+            repeated: Mutex::default(),
         };
         let consumer: BaseConsumer<Context> =
             client_config(kafka, pipeline)?.create_with_context(context)?;
@@ -479,14 +570,19 @@ impl Ingestion {
     /// # Errors
     /// [`IntakeError`]: the log failed or a message cannot be kept; offsets behind it were not committed.
     pub fn run(self, stop: &AtomicBool) -> Result<IngestEnd, IntakeError> {
+        let outcome = self.consume(stop);
+        // A client that has failed may not let itself be closed at all.
+        self.close();
+        outcome
+    }
+
+    fn consume(&self, stop: &AtomicBool) -> Result<IngestEnd, IntakeError> {
         let context = Arc::clone(self.consumer.context());
         let mut effects = Vec::new();
         while !stop.load(Ordering::Relaxed) {
             self.turn(&context, &mut effects)?;
         }
-        let end = self.leave(&context)?;
-        self.close();
-        Ok(end)
+        self.leave(&context)
     }
 
     /// Closes the consumer on a thread of its own: with no broker that may take longer than a stop should.
@@ -521,7 +617,7 @@ impl Ingestion {
                     bytes = bytes.saturating_add(message.payload_len());
                     take(context, &message, effects)?;
                 }
-                Err(error) => self.poll_failed(context, &error),
+                Err(error) => self.poll_failed(context, &error)?,
             }
             if messages >= TURN_MESSAGES_MAX
                 || bytes >= TURN_BYTES_MAX
@@ -533,6 +629,7 @@ impl Ingestion {
         if let Some(error) = lock(&context.failed).take() {
             return Err(error);
         }
+        self.go_on_where_refused(context);
         {
             let mut intake = lock(&context.intake);
             for news in context.ledger.news() {
@@ -543,9 +640,7 @@ impl Ingestion {
         }
         for effect in effects.drain(..) {
             match effect {
-                Effect::Commit(offsets) => {
-                    context.commit(&self.consumer, &offsets, CommitMode::Async)
-                }
+                Effect::Commit(offsets) => context.commit_soon(&self.consumer, &offsets),
                 Effect::Testify(testimony) => context.ledger.testify(testimony),
                 Effect::Pause(partitions) => context.pause(&self.consumer, &partitions),
                 Effect::Resume(partitions) => context.resume(&self.consumer, &partitions),
@@ -562,12 +657,15 @@ impl Ingestion {
             let intake = lock(&context.intake);
             intake.machine().progress().map(|(partition, _)| partition).collect()
         };
-        let offsets = context.settle(&partitions)?;
+        context.settle(&partitions)?;
         // Confirmed by polling, so that a broker that is away costs a bounded time and not the client's patience.
-        context.commit(&self.consumer, &offsets, CommitMode::Async);
         let deadline = Instant::now() + CALLBACK_WAIT;
-        while Instant::now() < deadline && !lock(&context.intake).machine().committable().is_empty()
-        {
+        while Instant::now() < deadline {
+            let offsets = lock(&context.intake).machine().committable();
+            if offsets.is_empty() {
+                break;
+            }
+            context.commit_soon(&self.consumer, &offsets);
             if let Some(Err(error)) = self.consumer.poll(POLL_WAIT) {
                 tracing::debug!(%error, "poll for the last commit");
             }
@@ -597,18 +695,30 @@ impl Ingestion {
         Ok(end)
     }
 
-    fn poll_failed(&self, context: &Context, error: &KafkaError) {
-        let code = match error {
-            KafkaError::MessageConsumption(code) | KafkaError::MessageConsumptionFatal(code) => {
-                Some(*code)
-            }
-            _ => None,
-        };
-        if code == Some(RDKafkaErrorCode::AutoOffsetReset) {
-            self.find_gaps(context);
-            return;
+    fn poll_failed(&self, context: &Context, error: &KafkaError) -> Result<(), IntakeError> {
+        if let Some((code, reason)) = self.consumer.client().fatal_error() {
+            // The client does nothing any more. What it took is in the log.
+            tracing::error!(
+                code = "KAFKA_FENCED",
+                topic = context.topic,
+                error = %code,
+                reason,
+                "the group does not know this member any more: does another process use the same \
+                 kafka.group_instance_id?"
+            );
+            return Err(IntakeError::ThrownOut(reason));
         }
-        match code {
+        match error.rdkafka_error_code() {
+            Some(RDKafkaErrorCode::AutoOffsetReset) => {
+                if context.is_due("KAFKA_REFUSED", error) {
+                    tracing::warn!(
+                        code = "KAFKA_REFUSED",
+                        topic = context.topic,
+                        "Kafka refused the position of a partition: comparing it with what there is"
+                    );
+                }
+                lock(&context.refused).get_or_insert(context.now());
+            }
             // `error` has said or kept it; the client reconnects by itself.
             Some(
                 RDKafkaErrorCode::SSL
@@ -620,61 +730,114 @@ impl Ingestion {
             ) => tracing::debug!(%error, "poll"),
             _ => {
                 lock(&context.shared.snapshot).last_error = Some(error.to_string());
-                tracing::warn!(code = "KAFKA_POLL", topic = context.topic, %error, "poll");
+                if context.is_due("KAFKA_POLL", error) {
+                    tracing::warn!(code = "KAFKA_POLL", topic = context.topic, %error, "poll");
+                }
             }
         }
+        Ok(())
     }
 
-    /// Kafka does not have the next offset of some partition: finds which, says what is missing, and goes on at the
-    /// oldest message that is there. An offset beyond the end means another topic of the same name: that stops.
-    fn find_gaps(&self, context: &Context) {
+    /// Looks at partitions that stand still, as long as there are any.
+    fn go_on_where_refused(&self, context: &Context) {
+        let due = *lock(&context.refused);
+        if due.is_none_or(|due| context.now() < due) {
+            return;
+        }
+        let is_over = self.find_gaps(context);
+        *lock(&context.refused) = (!is_over).then(|| context.now() + REFUSED_INTERVAL);
+    }
+
+    /// Fetches a partition from another offset on. The client library cannot seek in one that it has stopped because its
+    /// position was refused; given up and taken again, it starts.
+    fn begin_again(&self, context: &Context, partition: i32, at: Offset) -> KafkaResult<()> {
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(&context.topic, partition, at)?;
+        if let Err(error) = self.consumer.incremental_unassign(&list) {
+            tracing::debug!(partition, %error, "give up a partition to take it again");
+        }
+        self.consumer.incremental_assign(&list)?;
+        if lock(&context.intake).machine().is_paused() {
+            self.consumer.pause(&list)?;
+        }
+        Ok(())
+    }
+
+    /// Kafka refused the next offset of some partition: finds which, says what is missing, and goes on at the oldest
+    /// message that is there. An offset beyond the end means another topic of the same name: that stops. False when
+    /// the brokers do not say of some partition: then it is still to be looked at.
+    fn find_gaps(&self, context: &Context) -> bool {
         let progress: Vec<(i32, PartitionProgress)> =
             lock(&context.intake).machine().progress().collect();
+        let mut is_over = true;
         for (partition, progress) in progress {
-            let Some(next) = progress.consumed else { continue };
-            let Ok((low, high)) =
-                self.consumer.fetch_watermarks(&context.topic, partition, CALLBACK_WAIT)
-            else {
-                continue;
-            };
-            if next < low {
-                tracing::error!(
-                    code = "KAFKA_GAP",
-                    topic = context.topic,
-                    partition,
-                    from = next,
-                    to = low,
-                    "Kafka removed messages before they were consumed"
-                );
-                lock(&context.shared.snapshot).gaps.push(KafkaGap {
-                    partition,
-                    from: next,
-                    to: low,
-                });
-                if let Err(error) = self.consumer.seek(
-                    &context.topic,
-                    partition,
-                    Offset::Offset(low),
-                    CALLBACK_WAIT,
-                ) {
-                    tracing::error!(code = "KAFKA_SEEK", partition, %error, "go on after the gap");
+            let bounds = bounds(&self.consumer, &context.topic, partition);
+            let go_on = match (bounds, progress.consumed) {
+                (Err(error), _) => Err(error),
+                (Ok((low, _)), Some(next)) if next < low => {
+                    context.gap(KafkaGap { partition, from: next, to: low });
+                    Ok(Offset::Offset(low))
                 }
-            } else if next > high {
-                tracing::error!(
-                    code = "KAFKA_TRUNCATED",
-                    topic = context.topic,
-                    partition,
-                    next,
-                    high,
-                    "the partition ends before the next offset: it was truncated or created again; it stays stopped"
-                );
-                lock(&context.shared.snapshot).last_error = Some(format!(
-                    "KAFKA_TRUNCATED: {}/{partition} ends at {high}, the next offset is {next}",
-                    context.topic
-                ));
+                (Ok((_, high)), Some(next)) if next > high => {
+                    tracing::error!(
+                        code = "KAFKA_TRUNCATED",
+                        topic = context.topic,
+                        partition,
+                        next,
+                        high,
+                        "the partition ends before the next offset: it was truncated or created again; it stays stopped"
+                    );
+                    lock(&context.shared.snapshot).last_error = Some(format!(
+                        "KAFKA_TRUNCATED: {}/{partition} ends at {high}, the next offset is {next}",
+                        context.topic
+                    ));
+                    continue;
+                }
+                // It is there after all, as far as the leader knows now.
+                (Ok(_), Some(next)) => Ok(Offset::Offset(next)),
+                (Ok(_), None) => {
+                    let beginning = lock(&context.beginnings).get(&partition).copied();
+                    Ok(beginning.unwrap_or(Offset::Beginning))
+                }
+            };
+            let begun = go_on.and_then(|offset| self.begin_again(context, partition, offset));
+            if let Err(error) = begun {
+                is_over = false;
+                if context.is_due("KAFKA_REFUSED", &error) {
+                    tracing::warn!(
+                        code = "KAFKA_REFUSED",
+                        topic = context.topic,
+                        partition,
+                        %error,
+                        "Kafka refused the position and does not say why; asked again"
+                    );
+                }
             }
         }
+        is_over
     }
+}
+
+/// The oldest offset that a partition has, and the one behind its newest message. Asked one by one: the client library's
+/// own question for both takes an error in one answer for an empty partition, and so for a gap.
+fn bounds<C: ConsumerContext>(
+    consumer: &BaseConsumer<C>,
+    topic: &str,
+    partition: i32,
+) -> KafkaResult<(i64, i64)> {
+    let ask = |which: Offset| {
+        let mut asked = TopicPartitionList::new();
+        asked.add_partition_offset(topic, partition, which)?;
+        let answered = consumer.offsets_for_times(asked, CALLBACK_WAIT)?;
+        for element in answered.elements() {
+            element.error()?;
+            if let Offset::Offset(offset) = element.offset() {
+                return Ok(offset);
+            }
+        }
+        Err(KafkaError::OffsetFetch(RDKafkaErrorCode::NoOffset))
+    };
+    Ok((ask(Offset::Beginning)?, ask(Offset::End)?))
 }
 
 fn event_of(news: LedgerNews) -> Event {

@@ -1,4 +1,5 @@
-//! What the safe API of the client library does not tell: the leader epoch of a message, the id of a topic.
+//! What the safe API of the client library does not tell: the leader epoch of a message, the id of a topic, how a
+//! commit ended that nobody waits for.
 #![expect(
     unsafe_code,
     reason = "librdkafka has these in C only; everything is copied before it returns"
@@ -8,14 +9,41 @@ use std::ffi::{CStr, CString};
 use std::ptr;
 use std::time::Duration;
 
+use rdkafka::TopicPartitionList;
 use rdkafka::bindings as rdsys;
 use rdkafka::client::{Client, ClientContext};
+use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::message::BorrowedMessage;
 
 /// Epoch of the partition's leader when the message was fetched; -1 when unknown.
 pub(super) fn leader_epoch(message: &BorrowedMessage<'_>) -> i32 {
     // SAFETY: the message borrows the native one, which lives as long.
     unsafe { rdsys::rd_kafka_message_leader_epoch(message.ptr()) }
+}
+
+/// Commits without waiting. The commit callback hears of the outcome in a later poll; of the safe API's asynchronous
+/// commits it never does, because the client library answers only where it was told to.
+pub(super) fn commit<C: ClientContext>(
+    client: &Client<C>,
+    offsets: &TopicPartitionList,
+) -> KafkaResult<()> {
+    let ok = rdsys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR;
+    let unknown = rdsys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__UNKNOWN_GROUP;
+    // SAFETY: the list is copied; the queue is checked, the commit holds a reference of its own to it, and ours is
+    // given back here.
+    let outcome = unsafe {
+        let handle = client.native_ptr();
+        let queue = rdsys::rd_kafka_queue_get_consumer(handle);
+        if queue.is_null() {
+            unknown
+        } else {
+            let outcome =
+                rdsys::rd_kafka_commit_queue(handle, offsets.ptr(), queue, None, ptr::null_mut());
+            rdsys::rd_kafka_queue_destroy(queue);
+            outcome
+        }
+    };
+    if outcome == ok { Ok(()) } else { Err(KafkaError::ConsumerCommit(outcome.into())) }
 }
 
 /// The id that tells a topic from another of the same name, in base64; `None` if the broker does not say.

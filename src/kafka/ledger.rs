@@ -17,7 +17,7 @@ use rdkafka::message::Message;
 use rdkafka::{Offset, TopicPartitionList};
 use wal::{DiskFs, WalError};
 
-use super::{CALLBACK_WAIT, envelope, identity, lock};
+use super::{CALLBACK_WAIT, bounds, envelope, identity, lock};
 use crate::clock::wall_ms;
 use crate::config::KafkaConfig;
 use crate::keeper::{Keeper, KeeperCounts, LedgerCommit, Written};
@@ -561,8 +561,7 @@ impl Driver {
     fn begin(&mut self, owed: OffsetRange) -> Result<bool, WalError> {
         self.fetching = None;
         let OffsetRange { partition, from, to } = owed;
-        let bounds = self.client.fetch_watermarks(&self.at.topic, partition, CALLBACK_WAIT);
-        let (low, high) = match bounds {
+        let (low, high) = match bounds(&self.client, &self.at.topic, partition) {
             Ok(bounds) => bounds,
             Err(error) => {
                 self.failed("ask for the ends of what is owed", &error);
