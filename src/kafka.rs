@@ -7,6 +7,7 @@
 mod identity;
 pub mod ledger;
 mod said;
+mod token;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -33,6 +34,7 @@ use crate::secrets::SecretError;
 use crate::{kafka_certificate, kafka_connection};
 use ledger::{LedgerHandle, LedgerNews};
 use said::Said;
+use token::Tokens;
 
 /// How long one poll waits for a first message.
 const POLL_WAIT: Duration = Duration::from_millis(100);
@@ -152,6 +154,7 @@ struct Context {
     beginnings: Mutex<BTreeMap<i32, Offset>>,
     /// What fails again and again is not said each time.
     repeated: Mutex<Said>,
+    tokens: Mutex<Tokens>,
 }
 
 impl Context {
@@ -161,6 +164,11 @@ impl Context {
         if trouble.suspected && self.was_connected.load(Ordering::Relaxed) {
             return false;
         }
+        self.troubled(trouble);
+        true
+    }
+
+    fn troubled(&self, trouble: Trouble) {
         let explain = |trouble| kafka_certificate::explain(trouble, &self.tls);
         let (trouble, is_due) = lock(&self.said).take(trouble, self.now(), explain);
         if is_due {
@@ -171,7 +179,6 @@ impl Context {
         let mut snapshot = lock(&self.shared.snapshot);
         snapshot.last_error = Some(trouble.message.clone());
         snapshot.trouble = Some(trouble);
-        true
     }
 
     fn now(&self) -> Duration {
@@ -558,6 +565,7 @@ impl Ingestion {
             refused: Mutex::new(None),
             beginnings: Mutex::default(),
             repeated: Mutex::default(),
+            tokens: Mutex::new(Tokens::new(kafka)),
         };
         let consumer: BaseConsumer<Context> =
             client_config(kafka, pipeline)?.create_with_context(context)?;
@@ -604,6 +612,7 @@ impl Ingestion {
 
     /// One turn: wait for a message, take what else is there, hand it to the log, do what the machine says.
     fn turn(&self, context: &Context, effects: &mut Vec<Effect>) -> Result<(), IntakeError> {
+        self.keep_token(context);
         let mut wait = POLL_WAIT;
         let mut messages = 0_usize;
         let mut bytes = 0_usize;
@@ -650,6 +659,24 @@ impl Ingestion {
         }
         publish(context);
         Ok(())
+    }
+
+    /// Fetches a token when it is time for one.
+    fn keep_token(&self, context: &Context) {
+        match lock(&context.tokens).keep(self.consumer.client(), context.now()) {
+            Ok(false) => {}
+            Ok(true) => {
+                let mut snapshot = lock(&context.shared.snapshot);
+                let is_over = snapshot
+                    .trouble
+                    .as_ref()
+                    .is_some_and(|trouble| trouble.code == kafka_trouble::TOKEN);
+                if is_over {
+                    snapshot.trouble = None;
+                }
+            }
+            Err(error) => context.troubled(error.trouble()),
+        }
     }
 
     fn leave(&self, context: &Context) -> Result<IngestEnd, IntakeError> {

@@ -5,7 +5,8 @@
     reason = "librdkafka has these in C only; everything is copied before it returns"
 )]
 
-use std::ffi::{CStr, CString};
+use std::collections::BTreeMap;
+use std::ffi::{CStr, CString, c_char};
 use std::ptr;
 use std::time::Duration;
 
@@ -44,6 +45,41 @@ pub(super) fn commit<C: ClientContext>(
         }
     };
     if outcome == ok { Ok(()) } else { Err(KafkaError::ConsumerCommit(outcome.into())) }
+}
+
+/// Gives the client a token for its next handshakes with brokers. The safe API does so too, but without extensions and
+/// only when the client is polled.
+pub(super) fn set_token<C: ClientContext>(
+    client: &Client<C>,
+    token: &str,
+    expires_ms: i64,
+    principal: &str,
+    extensions: &BTreeMap<String, String>,
+) -> Result<(), String> {
+    let text = |text: &str| CString::new(text).map_err(|_| "it has a zero byte".to_owned());
+    let (token, principal) = (text(token)?, text(principal)?);
+    let words = extensions.iter().flat_map(|(name, value)| [name, value]);
+    let words = words.map(|word| text(word)).collect::<Result<Vec<CString>, String>>()?;
+    let mut pointers: Vec<*const c_char> = words.iter().map(|word| word.as_ptr()).collect();
+    let mut error = [0; 512];
+    // SAFETY: everything is copied before the call returns; it ends its words with a zero byte within the given size.
+    unsafe {
+        let outcome = rdsys::rd_kafka_oauthbearer_set_token(
+            client.native_ptr(),
+            token.as_ptr(),
+            expires_ms,
+            principal.as_ptr(),
+            pointers.as_mut_ptr(),
+            pointers.len(),
+            error.as_mut_ptr(),
+            error.len(),
+        );
+        if outcome == rdsys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
+            Ok(())
+        } else {
+            Err(CStr::from_ptr(error.as_ptr()).to_string_lossy().into_owned())
+        }
+    }
 }
 
 /// The id that tells a topic from another of the same name, in base64; `None` if the broker does not say.

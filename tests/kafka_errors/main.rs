@@ -4,7 +4,12 @@
 //! The broker is the client library's own, which answers as it is told. Each kind of request has a broker and a program
 //! of its own, and they run side by side.
 
-#![expect(clippy::unwrap_used, clippy::print_stderr, reason = "a test fails by panicking")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    reason = "a test fails by panicking"
+)]
 
 mod broker;
 mod lane;
