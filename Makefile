@@ -20,19 +20,19 @@ test: ## Run every test, with a real Kafka and a real Cassandra that are started
 	@scripts/setup test
 	$(MAKE) --no-print-directory test-fast test-services
 
-test-fast: ## Tests that need no service: units, log, simulator.
+test-fast: ## Tests that need no service: units, log, simulator, errors of a broker.
 	$(CARGO) test --locked --workspace --lib --bins
 	$(CARGO) test --locked --workspace --doc
 	$(CARGO) test --locked -p wal --test damage --test disk --test golden --test recovery --test salvage \
 		--test unharmed
 	$(CARGO) test --locked -p wal --test model --test exhaustive -- --nocapture
 	$(CARGO) test --locked -p wal --test real_disk -- --nocapture --test-threads=1
-	$(CARGO) test --locked --test simulation --test documents --test tools -- --nocapture
+	$(CARGO) test --locked --test simulation --test documents --test tools --test kafka_errors -- --nocapture
 
 test-services: ## Tests against a real Kafka and a real Cassandra.
 	$(CARGO) test --locked -p harness --tests -- --test-threads=1
 	$(CARGO) test --locked -p storage --tests -- --test-threads=1
-	$(CARGO) test --locked --test kafka_security -- --nocapture
+	$(CARGO) test --locked --test kafka_security --test kafka_oauth -- --nocapture
 	$(CARGO) test --locked --test end_to_end -- --test-threads=1 --nocapture
 
 check: ## Format, lints, documentation, and that benches and fuzz targets build.

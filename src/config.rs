@@ -15,7 +15,7 @@ use storage::IdScheme;
 
 pub use check::ConfigProblem;
 pub use load::{ConfigError, ENVIRONMENT_PREFIX, Loaded, load};
-pub use security::{KafkaProtocol, KafkaSasl, KafkaSecurity, KafkaTls, SaslMechanism};
+pub use security::{KafkaOauth, KafkaProtocol, KafkaSasl, KafkaSecurity, KafkaTls, SaslMechanism};
 
 use crate::gather::Kind;
 use crate::ingest::{CommitAfter, InitialOffset};

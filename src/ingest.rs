@@ -144,7 +144,7 @@ pub enum Event {
         /// Next offset.
         next: i64,
     },
-    /// Kafka refused to send what was asked for; it has the messages from `low` to `high`.
+    /// Kafka refused to send what was asked for, of some partition; of this one it has the messages from `low` to `high`.
     Bounds {
         /// The partition.
         partition: i32,
@@ -338,6 +338,12 @@ impl Ingest {
         self.offsets.committable(|_| true)
     }
 
+    /// Next offset of a partition as the log knows it.
+    #[must_use]
+    pub fn log_next(&self, partition: i32) -> Option<i64> {
+        self.log_next.get(partition)
+    }
+
     /// True while consumption is paused because the log is full.
     #[must_use]
     pub fn is_paused(&self) -> bool {
@@ -431,9 +437,10 @@ impl Ingest {
             self.found(gap(GapKind::Retention, next, low), effects);
         } else if next > high {
             self.found(gap(GapKind::Truncated, high, next), effects);
-        } else if self.offsets.is_untouched(partition) && low == next {
-            // Only the message before it, which the log has, is gone.
-            effects.push(Effect::Begin { partition, start: Start::At(next) });
+        } else {
+            // It is there: the message before it tells whether its history is still ours.
+            let offset = self.offsets.compare_again(partition, low).unwrap_or(next);
+            effects.push(Effect::Begin { partition, start: Start::At(offset) });
         }
     }
 

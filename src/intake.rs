@@ -29,6 +29,9 @@ pub enum IntakeError {
     /// What the log remembers of the offsets cannot be read.
     #[error("carry of the log: {0}")]
     Carry(#[from] EnvelopeError),
+    /// The group has no place for this member any more, for example because another one has its name.
+    #[error("the group ended this membership: {0}")]
+    ThrownOut(String),
 }
 
 /// Counts since the start.

@@ -7,6 +7,8 @@
 pub(crate) mod group;
 mod identity;
 pub mod ledger;
+mod said;
+mod token;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -15,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext};
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message, Timestamp};
 use rdkafka::statistics::Statistics;
@@ -35,6 +37,8 @@ use crate::secrets::SecretError;
 use crate::{kafka_certificate, kafka_connection};
 use group::{Deadline, GroupState, MemberError};
 use ledger::{LedgerHandle, LedgerNews};
+use said::Said;
+use token::Tokens;
 
 /// How long one poll waits for a first message.
 const POLL_WAIT: Duration = Duration::from_millis(100);
@@ -50,8 +54,11 @@ const COMMITTED_TRIES: u32 = 3;
 /// What follows a gap, for people.
 const GOES_ON: &str = "consumption goes on with what Kafka has";
 
-/// A partition is given up when the statistics, once a second, say so this often.
-const GIVEN_UP_AFTER: u32 = 3;
+/// A commit without an answer is counted as lost after this time: the client library answers each, at the latest when
+/// its own timeouts are over.
+const COMMIT_LOST_AFTER: Duration = Duration::from_secs(300);
+/// How often partitions whose position was refused are looked at.
+const REFUSED_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A trouble is over when nothing was heard of it for so long: the client library repeats it every 30 s.
 const TROUBLE_LASTS_MS: u64 = 90_000;
@@ -147,12 +154,16 @@ struct Context {
     news: Mutex<Vec<LedgerNews>>,
     /// Partitions whose consumption is to begin somewhere else.
     begin: Mutex<BTreeMap<i32, Start>>,
-    /// The client library does not get what it asks for, of some partition.
-    out_of_range: AtomicBool,
-    /// Which one it is has not been looked for yet.
-    look_now: AtomicBool,
-    /// Partitions of which the client library has given up to fetch anything, and how often that was seen.
-    given_up: Mutex<BTreeMap<i32, u32>>,
+    /// Kafka refused the position of some partition, the client library does not say of which; looked at then.
+    refused: Mutex<Option<Duration>>,
+    /// Where partitions without any known offset began.
+    beginnings: Mutex<BTreeMap<i32, Start>>,
+    /// Since when a commit is on its way. Two of them may overtake each other, because the client library sends one
+    /// again that was refused: then the lower offset would stay.
+    committing: Mutex<Option<Duration>>,
+    /// What fails again and again is not said each time.
+    repeated: Mutex<Said>,
+    tokens: Mutex<Tokens>,
     said: Mutex<SaidTroubles>,
     /// To ask a broker why its certificate is refused.
     tls: KafkaTls,
@@ -212,7 +223,11 @@ impl Context {
             }
             for element in partitions.elements() {
                 let partition = element.partition();
-                let committed = committed.get(&partition).copied().flatten();
+                let committed = match committed.get(&partition) {
+                    Some(committed) => *committed,
+                    // What the log knows was committed, or could have been: nothing lower is.
+                    None => intake.machine().log_next(partition),
+                };
                 let event = Event::Assigned { partition, committed };
                 intake.on(event, self.now(), &mut effects);
             }
@@ -228,13 +243,15 @@ impl Context {
                 }
                 Effect::Begin { partition, start } => {
                     let is_new = usize::try_from(partition).is_ok_and(|number| number >= at_first);
-                    let offset = match start {
+                    let start = match start {
                         // Somebody may have committed an offset, or messages may have come before we did.
                         Start::End if is_new || !committed.contains_key(&partition) => {
-                            Offset::Beginning
+                            Start::Beginning
                         }
-                        start => offset_of(start),
+                        start => start,
                     };
+                    lock(&self.beginnings).insert(partition, start);
+                    let offset = offset_of(start);
                     if let Err(error) =
                         start_at.add_partition_offset(&self.topic, partition, offset)
                     {
@@ -339,18 +356,14 @@ impl Context {
                             (Ok(()), _) => {
                                 known.insert(element.partition(), None);
                             }
-                            (Err(error), _) => {
-                                tracing::warn!(code = "KAFKA_COMMITTED_UNKNOWN", partition = element.partition(), %error, tries_left, "read committed offset");
-                            }
+                            (Err(error), _) => self.committed_unknown(&error),
                         }
                     }
                     if known.len() == partitions.count() {
                         return known;
                     }
                 }
-                Err(error) => {
-                    tracing::warn!(code = "KAFKA_COMMITTED_UNKNOWN", %error, tries_left, "read committed offsets");
-                }
+                Err(error) => self.committed_unknown(&error),
             }
             // An error that came at once may be over a moment later.
             std::thread::sleep(asked.left().min(Duration::from_millis(200)));
@@ -363,6 +376,22 @@ impl Context {
             "committed offsets are not known in time: the log's own decide, or else the oldest messages"
         );
         known
+    }
+
+    fn committed_unknown(&self, error: &KafkaError) {
+        if self.is_due("KAFKA_COMMITTED_UNKNOWN", error) {
+            tracing::warn!(
+                code = "KAFKA_COMMITTED_UNKNOWN",
+                topic = self.topic,
+                %error,
+                "read committed offsets; tried again"
+            );
+        }
+    }
+
+    /// Whether this is to be said, or was just now.
+    fn is_due(&self, code: &'static str, error: &KafkaError) -> bool {
+        lock(&self.repeated).is_due(code, &error.to_string(), self.now())
     }
 
     /// Partitions that the topic had when we were first given some: what comes later begins with its oldest message.
@@ -452,14 +481,32 @@ impl Context {
         list
     }
 
-    /// Has the offsets committed; the callback tells how that went.
+    /// Has the offsets committed, unless the last commit has not been answered: then what is due now is due again later.
+    /// The callback tells how it went.
     fn commit(&self, consumer: &BaseConsumer<Self>, offsets: &[Committable]) {
-        if offsets.is_empty() {
+        let since = *lock(&self.committing);
+        let is_under_way =
+            since.is_some_and(|since| self.now().saturating_sub(since) < COMMIT_LOST_AFTER);
+        if offsets.is_empty() || is_under_way {
             return;
         }
-        if let Err(error) = consumer.commit(&self.offsets(offsets), CommitMode::Async) {
-            tracing::warn!(code = "KAFKA_COMMIT", %error, "commit offsets; tried again later");
+        match identity::commit(consumer.client(), &self.offsets(offsets)) {
+            Ok(()) => *lock(&self.committing) = Some(self.now()),
+            Err(error) => self.commit_failed(&error),
         }
+    }
+
+    fn commit_failed(&self, error: &KafkaError) {
+        let text = format!("KAFKA_COMMIT: {error}");
+        if self.is_due("KAFKA_COMMIT", error) {
+            tracing::warn!(
+                code = "KAFKA_COMMIT",
+                topic = self.topic,
+                %error,
+                "commit offsets; tried again later"
+            );
+        }
+        lock(&self.shared.snapshot).last_error = Some(text);
     }
 
     /// Commits offsets, and waits for that without polling.
@@ -568,7 +615,6 @@ impl ClientContext for Context {
             lock(&self.shared.snapshot).group.update(group);
         }
         if let Some(topic) = statistics.topics.get(&self.topic) {
-            self.look_for_given_up(topic);
             lock(&self.shared.snapshot).lag = topic
                 .partitions
                 .values()
@@ -596,28 +642,6 @@ impl ClientContext for Context {
     }
 }
 
-impl Context {
-    /// Which partitions the client library has given up, once it has said that it gave up one: it does not say which.
-    fn look_for_given_up(&self, topic: &rdkafka::statistics::Topic) {
-        let mut given_up = lock(&self.given_up);
-        if !self.out_of_range.load(Ordering::Relaxed) {
-            given_up.clear();
-            return;
-        }
-        for partition in topic.partitions.values().filter(|partition| partition.partition >= 0) {
-            if partition.desired && partition.fetch_state == "none" {
-                let seen = given_up.entry(partition.partition).or_insert(0);
-                *seen = seen.saturating_add(1);
-            } else {
-                given_up.remove(&partition.partition);
-            }
-        }
-        if given_up.is_empty() {
-            self.out_of_range.store(false, Ordering::Relaxed);
-        }
-    }
-}
-
 impl ConsumerContext for Context {
     fn rebalance(
         &self,
@@ -640,12 +664,11 @@ impl ConsumerContext for Context {
     }
 
     fn commit_callback(&self, result: KafkaResult<()>, offsets: &TopicPartitionList) {
+        *lock(&self.committing) = None;
         match result {
             Ok(()) => self.confirmed(offsets),
             Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::NoOffset)) => {}
-            Err(error) => {
-                tracing::warn!(code = "KAFKA_COMMIT", %error, "commit offsets; tried again later")
-            }
+            Err(error) => self.commit_failed(&error),
         }
     }
 }
@@ -695,9 +718,11 @@ impl Ingestion {
             ledger,
             news: Mutex::default(),
             begin: Mutex::default(),
-            out_of_range: AtomicBool::new(false),
-            look_now: AtomicBool::new(false),
-            given_up: Mutex::default(),
+            refused: Mutex::new(None),
+            beginnings: Mutex::default(),
+            committing: Mutex::new(None),
+            repeated: Mutex::default(),
+            tokens: Mutex::new(Tokens::new(kafka)),
             said: Mutex::new(SaidTroubles::default()),
             tls: kafka.security.tls.clone(),
             was_connected: AtomicBool::new(false),
@@ -760,6 +785,7 @@ impl Ingestion {
 
     /// One turn: wait for a message, take what else is there, hand it to the log, do what the machine says.
     fn turn(&self, context: &Context, effects: &mut Vec<Effect>) -> Result<(), IntakeError> {
+        self.keep_token(context);
         let mut wait = POLL_WAIT;
         let mut messages = 0_usize;
         let mut bytes = 0_usize;
@@ -824,18 +850,33 @@ impl Ingestion {
         Ok(())
     }
 
+    /// Fetches a token when it is time for one.
+    fn keep_token(&self, context: &Context) {
+        match lock(&context.tokens).keep(self.consumer.client(), context.now()) {
+            Ok(false) => {}
+            Ok(true) => {
+                let mut snapshot = lock(&context.shared.snapshot);
+                snapshot.trouble.take_if(|trouble| trouble.code == kafka_trouble::TOKEN);
+            }
+            Err(error) => context.say("get a token", error.trouble(), |trouble| trouble),
+        }
+    }
+
     fn leave(&self, context: &Context) -> Result<IngestEnd, IntakeError> {
         let partitions: Vec<i32> = {
             let intake = lock(&context.intake);
             intake.machine().progress().map(|(partition, _)| partition).collect()
         };
         let settled_by = context.membership.rebalance_time.min(CALLBACK_WAIT);
-        let offsets = context.settle(&partitions, Deadline::after(settled_by))?;
+        context.settle(&partitions, Deadline::after(settled_by))?;
         // Confirmed by polling, which serves what else the client library has to say.
-        context.commit(&self.consumer, &offsets);
         let deadline = Instant::now() + CALLBACK_WAIT;
-        while Instant::now() < deadline && !lock(&context.intake).machine().committable().is_empty()
-        {
+        while Instant::now() < deadline {
+            let offsets = lock(&context.intake).machine().committable();
+            if offsets.is_empty() {
+                break;
+            }
+            context.commit(&self.consumer, &offsets);
             if let Some(Err(error)) = self.consumer.poll(POLL_WAIT) {
                 tracing::debug!(%error, "poll for the last commit");
             }
@@ -877,9 +918,14 @@ impl Ingestion {
             _ => None,
         };
         if code == Some(RDKafkaErrorCode::AutoOffsetReset) {
-            // The client library does not say which partition it is.
-            context.out_of_range.store(true, Ordering::Relaxed);
-            context.look_now.store(true, Ordering::Relaxed);
+            if context.is_due("KAFKA_REFUSED", error) {
+                tracing::warn!(
+                    code = "KAFKA_REFUSED",
+                    topic = context.topic,
+                    "Kafka refused the position of a partition: comparing it with what there is"
+                );
+            }
+            lock(&context.refused).get_or_insert(context.now());
             return;
         }
         let group = &context.membership.group;
@@ -903,13 +949,15 @@ impl Ingestion {
             ) => tracing::debug!(%error, "poll"),
             _ => {
                 lock(&context.shared.snapshot).last_error = Some(error.to_string());
-                tracing::warn!(code = "KAFKA_POLL", topic = context.topic, %error, "poll");
+                if context.is_due("KAFKA_POLL", error) {
+                    tracing::warn!(code = "KAFKA_POLL", topic = context.topic, %error, "poll");
+                }
             }
         }
     }
 
-    /// Finds the partitions of which Kafka does not have the next offset, and those whose history it has replaced, and
-    /// has the machine decide.
+    /// Compares partitions whose position Kafka refused, and those whose history it has replaced, with what there is,
+    /// and has the machine decide.
     fn look_for_gaps(
         &self,
         context: &Context,
@@ -917,74 +965,83 @@ impl Ingestion {
     ) -> Result<(), IntakeError> {
         let diverged = lock(&context.intake).take_diverged();
         for partition in diverged {
-            self.compare_with_kafka(context, partition, true, effects)?;
-        }
-        if context.look_now.swap(false, Ordering::Relaxed) {
-            let assigned: Vec<i32> = {
-                let intake = lock(&context.intake);
-                intake.machine().progress().map(|(partition, _)| partition).collect()
-            };
-            for partition in assigned {
-                self.compare_with_kafka(context, partition, false, effects)?;
+            match self.bounds(context, partition) {
+                Some((low, _)) => {
+                    let event = Event::Diverged { partition, low, at_ms: wall_ms() };
+                    lock(&context.intake).part(event, context.now(), effects)?;
+                }
+                None => lock(&context.intake).diverged(partition),
             }
         }
-        // One that was given up though Kafka has what lies around its offset: the leader's epoch told the client library
-        // that what lies before was replaced.
-        let given_up: Vec<i32> = {
-            let mut given_up = lock(&context.given_up);
-            let long_enough: Vec<i32> = given_up
-                .iter()
-                .filter(|(_, seen)| **seen >= GIVEN_UP_AFTER)
-                .map(|(partition, _)| *partition)
-                .collect();
-            given_up.retain(|partition, _| !long_enough.contains(partition));
-            long_enough
+        let due = *lock(&context.refused);
+        if due.is_none_or(|due| context.now() < due) {
+            return Ok(());
+        }
+        let assigned: Vec<(i32, Option<i64>)> = {
+            let intake = lock(&context.intake);
+            let consumed =
+                |(partition, progress): (i32, PartitionProgress)| (partition, progress.consumed);
+            intake.machine().progress().map(consumed).collect()
         };
-        for partition in given_up {
-            let stopped = lock(&context.intake)
-                .machine()
-                .stopped()
-                .any(|stopped| stopped.partition == partition);
-            if !stopped {
-                self.compare_with_kafka(context, partition, true, effects)?;
+        let mut is_over = true;
+        for (partition, consumed) in assigned {
+            match (self.bounds(context, partition), consumed) {
+                (Some((low, high)), Some(_)) => {
+                    let event = Event::Bounds { partition, low, high, at_ms: wall_ms() };
+                    lock(&context.intake).part(event, context.now(), effects)?;
+                }
+                (Some(_), None) => {
+                    let beginning = lock(&context.beginnings).get(&partition).copied();
+                    let start = beginning.unwrap_or(Start::Beginning);
+                    effects.push(Effect::Begin { partition, start });
+                }
+                (None, _) => is_over = false,
             }
         }
+        *lock(&context.refused) = (!is_over).then(|| context.now() + REFUSED_INTERVAL);
         Ok(())
     }
 
-    /// Tells the machine what Kafka has of a partition; with `is_diverged`, that it is not what we took.
-    fn compare_with_kafka(
-        &self,
-        context: &Context,
-        partition: i32,
-        is_diverged: bool,
-        effects: &mut Vec<Effect>,
-    ) -> Result<(), IntakeError> {
-        let bounds = self.consumer.fetch_watermarks(&context.topic, partition, CALLBACK_WAIT);
-        let (low, high) = match bounds {
-            Ok(bounds) => bounds,
+    /// The ends of a partition, if the brokers tell them now.
+    fn bounds(&self, context: &Context, partition: i32) -> Option<(i64, i64)> {
+        match bounds(&self.consumer, &context.topic, partition) {
+            Ok(bounds) => Some(bounds),
             Err(error) => {
-                tracing::warn!(code = "KAFKA_POLL", topic = context.topic, partition, %error, "ask for the ends of a partition; tried again");
-                let mut intake = lock(&context.intake);
-                if is_diverged {
-                    intake.diverged(partition);
-                } else {
-                    context.look_now.store(true, Ordering::Relaxed);
+                if context.is_due("KAFKA_REFUSED", &error) {
+                    tracing::warn!(
+                        code = "KAFKA_REFUSED",
+                        topic = context.topic,
+                        partition,
+                        %error,
+                        "Kafka refused the position and does not say why; asked again"
+                    );
                 }
-                return Ok(());
+                None
             }
-        };
-        let mut intake = lock(&context.intake);
-        let at_ms = wall_ms();
-        let event = Event::Bounds { partition, low, high, at_ms };
-        let before = effects.len();
-        intake.part(event, context.now(), effects)?;
-        if is_diverged && effects.len() == before {
-            let event = Event::Diverged { partition, low, at_ms };
-            intake.part(event, context.now(), effects)?;
         }
-        Ok(())
     }
+}
+
+/// The oldest offset that a partition has, and the one behind its newest message. Asked one by one: the client library's
+/// own question for both takes an error in one answer for an empty partition, and so for a gap.
+fn bounds<C: ConsumerContext>(
+    consumer: &BaseConsumer<C>,
+    topic: &str,
+    partition: i32,
+) -> KafkaResult<(i64, i64)> {
+    let ask = |which: Offset| {
+        let mut asked = TopicPartitionList::new();
+        asked.add_partition_offset(topic, partition, which)?;
+        let answered = consumer.offsets_for_times(asked, CALLBACK_WAIT)?;
+        for element in answered.elements() {
+            element.error()?;
+            if let Offset::Offset(offset) = element.offset() {
+                return Ok(offset);
+            }
+        }
+        Err(KafkaError::OffsetFetch(RDKafkaErrorCode::NoOffset))
+    };
+    Ok((ask(Offset::Beginning)?, ask(Offset::End)?))
 }
 
 fn offset_of(start: Start) -> Offset {

@@ -5,7 +5,7 @@
 
 use secrecy::{ExposeSecret as _, SecretString};
 
-use crate::config::{KafkaConfig, KafkaProtocol};
+use crate::config::{KafkaConfig, KafkaProtocol, SaslMechanism};
 use crate::secrets::{self, SecretError};
 
 /// Properties for one client. Their debug form does not show secrets.
@@ -98,7 +98,8 @@ pub fn properties(kafka: &KafkaConfig) -> Result<ConnectionProperties, SecretErr
             secret.extend(found.map(|password| (property, password)));
         }
     }
-    if sasl.mechanism.is_some() {
+    // A token is said to the client when there is one; see kafka/token.rs.
+    if sasl.mechanism.is_some_and(|found| found != SaslMechanism::OauthBearer) {
         plain.push(("sasl.username", sasl.username.clone()));
         let found = secrets::read(
             "kafka.security.sasl.password",
@@ -125,7 +126,7 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
-    use crate::config::{KafkaSecurity, SaslMechanism};
+    use crate::config::KafkaSecurity;
 
     fn as_map(kafka: &KafkaConfig) -> BTreeMap<&'static str, String> {
         properties(kafka).unwrap().iter().map(|(name, value)| (name, value.to_owned())).collect()

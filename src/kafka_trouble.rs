@@ -1,5 +1,5 @@
 //! Why a connection to the brokers cannot be had, when the reason is TLS or SASL: what librdkafka says in its many
-//! ways becomes one of two codes and a hint what to check. Plain functions of text; knows no client and no clock.
+//! ways becomes a code and a hint what to check. Plain functions of text; knows no client and no clock.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -14,6 +14,8 @@ pub const AUTH: &str = "KAFKA_AUTH";
 pub const GROUP_PROTOCOL: &str = "KAFKA_GROUP_PROTOCOL";
 /// The group refuses us for another reason.
 pub const GROUP: &str = "KAFKA_GROUP";
+/// There is no token to show the brokers.
+pub const TOKEN: &str = "KAFKA_TOKEN";
 
 /// How often one trouble is said while it lasts.
 const SAID_EVERY: Duration = Duration::from_secs(60);
@@ -34,7 +36,7 @@ pub enum Class {
 /// A connection, or a membership in the group, that only an operator can repair.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Trouble {
-    /// [`TLS`], [`AUTH`], [`GROUP_PROTOCOL`] or [`GROUP`].
+    /// [`TLS`], [`AUTH`], [`TOKEN`], [`GROUP_PROTOCOL`] or [`GROUP`].
     pub code: &'static str,
     /// What the client library said, without what differs from attempt to attempt.
     pub message: String,
@@ -57,9 +59,19 @@ impl Trouble {
 /// Texts, in small letters, what they mean, and what to check. The first that matches counts.
 const KNOWN: &[(&str, &str, &str)] = &[
     (
+        "not valid in current sasl state",
+        AUTH,
+        "the brokers want a new token within a second of the last: tokens must live longer, half a minute at the least",
+    ),
+    (
         "mechanism handshake failed",
         AUTH,
         "the listener does not offer this mechanism: compare kafka.security.sasl.mechanism with those that it supports",
+    ),
+    (
+        "invalid_token",
+        AUTH,
+        "the brokers refuse the token: its issuer, audience, scope and key must be those that they expect (sasl.oauthbearer.expected.issuer, .audience, .jwks.endpoint.url), and their clocks must agree",
     ),
     (
         "sasl authentication error",
@@ -159,6 +171,10 @@ fn hung_up(text: &str) -> Option<(&'static str, &'static str)> {
 #[must_use]
 pub fn classify(class: Class, text: &str) -> Option<Trouble> {
     let small = text.to_lowercase();
+    // Nobody refused anything: the connection broke.
+    if small.contains("mechanism handshake failed: local:") {
+        return None;
+    }
     let known = KNOWN
         .iter()
         .find(|(pattern, ..)| small.contains(pattern))
@@ -277,6 +293,12 @@ mod tests {
                 "sasl.mechanism",
             ),
             (
+                Class::Authentication,
+                r#"sasl_ssl://kafka:9095/bootstrap: SASL authentication error: {"status":"invalid_token"}"#,
+                AUTH,
+                "refuse the token",
+            ),
+            (
                 Class::Other,
                 "ssl://kafka:9095/bootstrap: Disconnected: connection closed by peer (after 2ms in state UP)",
                 AUTH,
@@ -299,6 +321,7 @@ mod tests {
             "sasl_ssl://kafka:9092/1: Disconnected (after 65000ms in state UP)",
             "ssl://kafka:9092/1: Disconnected (after 5ms in state APIVERSION_QUERY)",
             "kafka:9092/bootstrap: Failed to resolve 'kafka:9092': Name or service not known",
+            "sasl_ssl://kafka:9092/1: SASL OAUTHBEARER mechanism handshake failed: Local: Broker transport failure",
         ] {
             assert_eq!(classify(Class::Other, text), None, "{text}");
         }

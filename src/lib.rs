@@ -33,6 +33,7 @@ pub mod kafka;
 pub mod kafka_certificate;
 pub mod kafka_connection;
 pub mod kafka_gap;
+pub mod kafka_token;
 pub mod kafka_trouble;
 pub mod keeper;
 pub mod ledger;

@@ -246,12 +246,14 @@ impl Offsets {
         }
     }
 
-    /// True when nothing was taken since the partition was assigned or restarted.
-    #[must_use]
-    pub fn is_untouched(&self, partition: i32) -> bool {
-        self.partitions
-            .get(&partition)
-            .is_some_and(|state| state.progress.consumed == state.progress.started_at)
+    /// Where to begin again so that Kafka's last message before our next one is compared with ours; `None` when it is
+    /// older than `low`, Kafka's oldest, or not known.
+    pub fn compare_again(&mut self, partition: i32, low: i64) -> Option<i64> {
+        let state = self.partitions.get_mut(&partition)?;
+        let offset = state.progress.consumed?.checked_sub(1).filter(|offset| *offset >= low)?;
+        let leader_epoch = state.leader_epoch;
+        state.overlap = (leader_epoch >= 0).then_some(Overlap { offset, leader_epoch });
+        state.overlap.map(|overlap| overlap.offset)
     }
 
     /// Partitions with messages taken since the last append, with their next offsets: the annotation of that append.

@@ -427,7 +427,7 @@ fn what_is_not_safe_or_not_built_in_ends_the_program_with_78_and_names_the_key()
             ],
             "kafka.security.sasl.mechanism: plain without TLS",
         ),
-        (vec![("SECURITY__SASL__MECHANISM", "oauthbearer")], "not part of this program"),
+        (vec![("SECURITY__SASL__MECHANISM", "gssapi")], "not part of this program"),
         (vec![("PROPERTIES__SASL_PASSWORD", PASSWORD)], "kafka.security.sasl.password_file"),
         (vec![("SECURITY__SASL__PASSWORD", PASSWORD)], "did you mean `password_"),
         (vec![("SECURITY__TLS__CA_FILE", "/ca.pem")], "kafka.security.tls: is given"),

@@ -1,9 +1,12 @@
 //! Who the brokers must be and who we are: TLS and SASL to Kafka. Secrets are named here, never held: a file or a
 //! variable, read when a client is made.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+
+use crate::kafka_token;
 
 /// TLS and SASL to the brokers.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,7 +57,7 @@ pub struct KafkaTls {
     pub insecure_skip_verification: bool,
 }
 
-/// User and password.
+/// User and password, or where to get tokens.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct KafkaSasl {
@@ -66,6 +69,28 @@ pub struct KafkaSasl {
     pub password_file: Option<PathBuf>,
     /// Variable that holds the password.
     pub password_env: Option<String>,
+    /// Used when `mechanism` is `oauthbearer`.
+    pub oauthbearer: KafkaOauth,
+}
+
+/// An OAuth server that gives tokens for our own credentials.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct KafkaOauth {
+    /// Its token endpoint.
+    pub token_url: String,
+    /// Our name there.
+    pub client_id: String,
+    /// File that holds the client secret.
+    pub client_secret_file: Option<PathBuf>,
+    /// Variable that holds the client secret.
+    pub client_secret_env: Option<String>,
+    /// What the token is to be good for, in the server's words; empty: what the server thinks.
+    pub scope: String,
+    /// SASL extensions that the brokers want beside the token, for example a cluster's name.
+    pub extensions: BTreeMap<String, String>,
+    /// Certificates that the endpoint's must be signed by; absent: those the system trusts.
+    pub ca_file: Option<PathBuf>,
 }
 
 /// A way of proving who we are.
@@ -78,13 +103,16 @@ pub enum SaslMechanism {
     ScramSha256,
     /// The password stays here.
     ScramSha512,
+    /// A token from an OAuth server is sent: only over TLS.
+    OauthBearer,
 }
 
 impl SaslMechanism {
-    const ALL: [(&'static str, Self); 3] = [
+    const ALL: [(&'static str, Self); 4] = [
         ("plain", Self::Plain),
         ("scram-sha-256", Self::ScramSha256),
         ("scram-sha-512", Self::ScramSha512),
+        ("oauthbearer", Self::OauthBearer),
     ];
 
     /// Its name among Kafka's.
@@ -94,6 +122,7 @@ impl SaslMechanism {
             Self::Plain => "PLAIN",
             Self::ScramSha256 => "SCRAM-SHA-256",
             Self::ScramSha512 => "SCRAM-SHA-512",
+            Self::OauthBearer => "OAUTHBEARER",
         }
     }
 }
@@ -112,7 +141,7 @@ impl TryFrom<String> for SaslMechanism {
         known.map(|(_, mechanism)| *mechanism).ok_or_else(|| {
             let names = Self::ALL.map(|(known, _)| known).join(", ");
             format!(
-                "SASL mechanism `{name}` is none of {names}; OAUTHBEARER and GSSAPI (Kerberos) are not part of this program"
+                "SASL mechanism `{name}` is none of {names}; GSSAPI (Kerberos) is not part of this program"
             )
         })
     }
@@ -155,10 +184,17 @@ impl KafkaSecurity {
             ),
             (
                 "sasl.password",
-                "mechanism",
-                sasl.mechanism.is_some(),
+                "a mechanism that has a password",
+                sasl.mechanism.is_some_and(|found| found != SaslMechanism::OauthBearer),
                 &sasl.password_file,
                 &sasl.password_env,
+            ),
+            (
+                "sasl.oauthbearer.client_secret",
+                "mechanism oauthbearer",
+                sasl.mechanism == Some(SaslMechanism::OauthBearer),
+                &sasl.oauthbearer.client_secret_file,
+                &sasl.oauthbearer.client_secret_env,
             ),
         ] {
             if file.is_some() && variable.is_some() {
@@ -175,10 +211,23 @@ impl KafkaSecurity {
             }
         }
         match sasl.mechanism {
-            None if !sasl.username.is_empty() => {
-                wrong("sasl.username", "is of no use without mechanism".to_owned());
+            None | Some(SaslMechanism::OauthBearer) if !sasl.username.is_empty() => {
+                wrong(
+                    "sasl.username",
+                    "is of no use without a mechanism that has a password".to_owned(),
+                );
             }
             None => {}
+            Some(SaslMechanism::OauthBearer) => {
+                if *protocol == KafkaProtocol::Plaintext {
+                    wrong(
+                        "sasl.mechanism",
+                        "oauthbearer without TLS sends the token in the clear: set kafka.security.protocol to tls"
+                            .to_owned(),
+                    );
+                }
+                sasl.oauthbearer.problems(&mut wrong);
+            }
             Some(mechanism) => {
                 if sasl.username.is_empty() {
                     wrong("sasl.username", "is needed by the mechanism".to_owned());
@@ -223,6 +272,29 @@ impl KafkaSecurity {
     }
 }
 
+impl KafkaOauth {
+    fn problems(&self, wrong: &mut impl FnMut(&str, String)) {
+        if let Some(problem) = kafka_token::problem_of_url(&self.token_url) {
+            wrong("sasl.oauthbearer.token_url", problem.to_owned());
+        }
+        if self.client_id.is_empty() {
+            wrong("sasl.oauthbearer.client_id", "is needed by the mechanism".to_owned());
+        }
+        if self.client_secret_file.is_none() && self.client_secret_env.is_none() {
+            wrong(
+                "sasl.oauthbearer.client_secret_file",
+                "the mechanism needs a secret: give client_secret_file or client_secret_env"
+                    .to_owned(),
+            );
+        }
+        for (name, value) in &self.extensions {
+            if let Some(problem) = kafka_token::problem_of_extension(name, value) {
+                wrong(&format!("sasl.oauthbearer.extensions.{name}"), problem.to_owned());
+            }
+        }
+    }
+}
+
 /// What to use instead of a librdkafka property that belongs to this section; `None` when it does not.
 pub(super) fn instead_of_property(property: &str) -> Option<String> {
     let key = match property {
@@ -238,6 +310,7 @@ pub(super) fn instead_of_property(property: &str) -> Option<String> {
         "sasl.mechanism" | "sasl.mechanisms" => "sasl.mechanism",
         "sasl.username" => "sasl.username",
         "sasl.password" => "sasl.password_file or password_env",
+        _ if property.starts_with("sasl.oauthbearer.") => "sasl.oauthbearer",
         _ if ["ssl.", "ssl_", "sasl.", "enable.sasl.", "enable.ssl."]
             .iter()
             .any(|prefix| property.starts_with(prefix)) =>
@@ -268,6 +341,7 @@ mod tests {
             username: "persister".to_owned(),
             password_file: Some("/run/password".into()),
             password_env: None,
+            oauthbearer: KafkaOauth::default(),
         }
     }
 
@@ -321,7 +395,8 @@ mod tests {
             ("sasl.password", "kafka.security.sasl.password_file"),
             ("ssl.endpoint.identification.algorithm", "insecure_skip_hostname_verification"),
             ("enable.ssl.certificate.verification", "insecure_skip_verification"),
-            ("sasl.oauthbearer.method", "has no key for it"),
+            ("sasl.oauthbearer.method", "kafka.security.sasl.oauthbearer"),
+            ("sasl.kerberos.keytab", "has no key for it"),
         ] {
             let mut config = Config::default();
             config.kafka.properties.insert(property.to_owned(), "x".to_owned());
@@ -334,8 +409,8 @@ mod tests {
 
     #[test]
     fn a_mechanism_that_is_not_built_in_is_refused_in_words() {
-        let error = SaslMechanism::try_from("OAUTHBEARER".to_owned()).unwrap_err();
-        assert!(error.contains("plain, scram-sha-256, scram-sha-512"), "{error}");
+        let error = SaslMechanism::try_from("GSSAPI".to_owned()).unwrap_err();
+        assert!(error.contains("plain, scram-sha-256, scram-sha-512, oauthbearer"), "{error}");
         assert!(error.contains("not part of this program"), "{error}");
     }
 }

@@ -1,11 +1,12 @@
-//! What the safe API of the client library does not tell or do: the leader epoch of a message, the id of a topic, a
-//! commit that is waited for no longer than a given time.
+//! What the safe API of the client library does not tell or do: the leader epoch of a message, the id of a topic, how a
+//! commit ended that nobody waits for, one that is waited for no longer than a given time, tokens with extensions.
 #![expect(
     unsafe_code,
     reason = "librdkafka has these in C only; everything is copied before it returns"
 )]
 
-use std::ffi::{CStr, CString};
+use std::collections::BTreeMap;
+use std::ffi::{CStr, CString, c_char};
 use std::ptr;
 use std::time::Duration;
 
@@ -98,6 +99,66 @@ unsafe fn error_in(event: *mut rdsys::rd_kafka_event_t) -> rdsys::rd_kafka_resp_
             .map(|index| (*(*list).elems.add(index)).err)
             .find(|code| *code != rdsys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR)
             .unwrap_or(code)
+    }
+}
+
+/// Commits without waiting. The commit callback hears of the outcome in a later poll; of the safe API's asynchronous
+/// commits it never does, because the client library answers only where it was told to.
+pub(super) fn commit<C: ClientContext>(
+    client: &Client<C>,
+    offsets: &TopicPartitionList,
+) -> KafkaResult<()> {
+    let ok = rdsys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR;
+    let unknown = rdsys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__UNKNOWN_GROUP;
+    // SAFETY: the list is copied; the queue is checked, the commit holds a reference of its own to it, and ours is
+    // given back here.
+    let outcome = unsafe {
+        let handle = client.native_ptr();
+        let queue = rdsys::rd_kafka_queue_get_consumer(handle);
+        if queue.is_null() {
+            unknown
+        } else {
+            let outcome =
+                rdsys::rd_kafka_commit_queue(handle, offsets.ptr(), queue, None, ptr::null_mut());
+            rdsys::rd_kafka_queue_destroy(queue);
+            outcome
+        }
+    };
+    if outcome == ok { Ok(()) } else { Err(KafkaError::ConsumerCommit(outcome.into())) }
+}
+
+/// Gives the client a token for its next handshakes with brokers. The safe API does so too, but without extensions and
+/// only when the client is polled.
+pub(super) fn set_token<C: ClientContext>(
+    client: &Client<C>,
+    token: &str,
+    expires_ms: i64,
+    principal: &str,
+    extensions: &BTreeMap<String, String>,
+) -> Result<(), String> {
+    let text = |text: &str| CString::new(text).map_err(|_| "it has a zero byte".to_owned());
+    let (token, principal) = (text(token)?, text(principal)?);
+    let words = extensions.iter().flat_map(|(name, value)| [name, value]);
+    let words = words.map(|word| text(word)).collect::<Result<Vec<CString>, String>>()?;
+    let mut pointers: Vec<*const c_char> = words.iter().map(|word| word.as_ptr()).collect();
+    let mut error = [0; 512];
+    // SAFETY: everything is copied before the call returns; it ends its words with a zero byte within the given size.
+    unsafe {
+        let outcome = rdsys::rd_kafka_oauthbearer_set_token(
+            client.native_ptr(),
+            token.as_ptr(),
+            expires_ms,
+            principal.as_ptr(),
+            pointers.as_mut_ptr(),
+            pointers.len(),
+            error.as_mut_ptr(),
+            error.len(),
+        );
+        if outcome == rdsys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
+            Ok(())
+        } else {
+            Err(CStr::from_ptr(error.as_ptr()).to_string_lossy().into_owned())
+        }
     }
 }
 

@@ -18,7 +18,8 @@ use rdkafka::message::Message;
 use rdkafka::{Offset, TopicPartitionList};
 use wal::{DiskFs, Position, WalError};
 
-use super::{CALLBACK_WAIT, IngestShared, envelope, identity, lock};
+use super::token::Tokens;
+use super::{CALLBACK_WAIT, IngestShared, bounds, envelope, identity, lock};
 use crate::clock::wall_ms;
 use crate::config::KafkaConfig;
 use crate::ingest::CommitAfter;
@@ -199,6 +200,13 @@ fn client(kafka: &KafkaConfig, group: &str) -> anyhow::Result<BaseConsumer<Conte
     Ok(config.create_with_context(Context)?)
 }
 
+/// A client for a few questions: its token lasts for them.
+fn client_with_token(kafka: &KafkaConfig, group: &str) -> anyhow::Result<BaseConsumer<Context>> {
+    let client = client(kafka, group)?;
+    Tokens::new(kafka).keep(client.client(), Duration::ZERO)?;
+    Ok(client)
+}
+
 fn partitions_of(client: &BaseConsumer<Context>, topic: &str) -> KafkaResult<Vec<i32>> {
     let metadata = client.fetch_metadata(Some(topic), CALLBACK_WAIT)?;
     let topics = metadata.topics().iter().filter(|found| found.name() == topic);
@@ -239,7 +247,7 @@ pub(crate) fn read_of(
     group: &str,
     instance: &str,
 ) -> anyhow::Result<BTreeMap<i32, Written>> {
-    Ok(read(&client(kafka, &ledger::group_of(group, instance))?, topic)?)
+    Ok(read(&client_with_token(kafka, &ledger::group_of(group, instance))?, topic)?)
 }
 
 /// Names of all instances that keep a ledger for `group`.
@@ -247,7 +255,7 @@ pub(crate) fn read_of(
 /// # Errors
 /// No broker answers, or groups may not be listed.
 pub(crate) fn instances(kafka: &KafkaConfig, group: &str) -> anyhow::Result<Vec<String>> {
-    let client = client(kafka, &format!("{group}.delivered"))?;
+    let client = client_with_token(kafka, &format!("{group}.delivered"))?;
     let groups = client.fetch_group_list(None, CALLBACK_WAIT)?;
     let mut names: Vec<String> = groups
         .groups()
@@ -349,6 +357,7 @@ impl LedgerThread {
     ) -> anyhow::Result<(Self, LedgerHandle)> {
         let group = ledger::group_of(&keeper.group, &keeper.instance);
         let client = client(&keeper.kafka, &group)?;
+        let tokens = Tokens::new(&keeper.kafka);
         let (requests, incoming) = crossbeam_channel::unbounded();
         let stop = Arc::new(AtomicBool::new(false));
         let handle = LedgerHandle {
@@ -375,6 +384,7 @@ impl LedgerThread {
             forecast: RetentionForecast::default(),
             next_forecast: RETENTION_INTERVAL,
             next_retention: Duration::ZERO,
+            tokens,
         };
         let thread = std::thread::Builder::new().name(name).spawn(move || {
             if let Err(error) = driver.run() {
@@ -420,6 +430,7 @@ struct Driver {
     next_forecast: Duration,
     /// When the topic's retention is asked for again.
     next_retention: Duration,
+    tokens: Tokens,
 }
 
 impl Driver {
@@ -430,6 +441,10 @@ impl Driver {
     fn run(mut self) -> Result<(), WalError> {
         loop {
             let stopping = self.stop.load(Ordering::Relaxed);
+            let now = self.now();
+            if let Err(error) = self.tokens.keep(self.client.client(), now) {
+                self.failed("get a token", &error);
+            }
             self.open_when_due()?;
             match self.incoming.recv_timeout(if stopping { Duration::ZERO } else { TURN }) {
                 Ok(request) => self.answer(request),
@@ -579,8 +594,7 @@ impl Driver {
         let mut left = BTreeMap::new();
         for partition in behind {
             let Some(progress) = snapshot.partitions.get(&partition) else { continue };
-            let bounds = self.client.fetch_watermarks(&self.at.topic, partition, CALLBACK_WAIT);
-            let Ok((low, high)) = bounds else { break };
+            let Ok((low, high)) = bounds(&self.client, &self.at.topic, partition) else { break };
             let next = progress.consumed.unwrap_or(low);
             if next >= high {
                 self.forecast.forget(partition);
@@ -718,8 +732,7 @@ impl Driver {
     fn begin(&mut self, owed: OffsetRange) -> Result<bool, WalError> {
         self.fetching = None;
         let OffsetRange { partition, from, to } = owed;
-        let bounds = self.client.fetch_watermarks(&self.at.topic, partition, CALLBACK_WAIT);
-        let (low, high) = match bounds {
+        let (low, high) = match bounds(&self.client, &self.at.topic, partition) {
             Ok(bounds) => bounds,
             Err(error) => {
                 self.failed("ask for the ends of what is owed", &error);
@@ -833,7 +846,7 @@ impl Driver {
     /// Owes what another instance owes; its ledger says so. False when Kafka does not answer.
     fn take_over(&mut self, instance: &str) -> Result<bool, WalError> {
         let group = ledger::group_of(&self.at.group, instance);
-        let taken = client(&self.at.kafka, &group)
+        let taken = client_with_token(&self.at.kafka, &group)
             .and_then(|client| Ok((read(&client, &self.at.topic)?, client)));
         let (ledger, client) = match taken {
             Ok(taken) => taken,

@@ -31,6 +31,7 @@ pub struct KafkaBuilder {
     cpu: Option<usize>,
     listeners: Vec<(String, String)>,
     users: Vec<String>,
+    system_properties: Vec<String>,
 }
 
 impl KafkaBuilder {
@@ -67,6 +68,13 @@ impl KafkaBuilder {
     #[must_use]
     pub fn property(mut self, name: &str, value: &str) -> Self {
         self.properties.push_str(&format!("{name}={value}\n"));
+        self
+    }
+
+    /// Sets a property of its Java machine.
+    #[must_use]
+    pub fn system_property(mut self, name: &str, value: &str) -> Self {
+        self.system_properties.push(format!("-D{name}={value}"));
         self
     }
 
@@ -139,6 +147,7 @@ impl KafkaBuilder {
         let builder = ProcessBuilder::new("java", dir.path().join("kafka.log"))
             .args(["-Xms256m", "-Xmx512m", "-cp", &class_path])
             .args([format!("-Dlog4j2.configurationFile={}", logging.display())])
+            .args(self.system_properties)
             .args(["kafka.Kafka".to_owned(), config.to_string_lossy().into_owned()])
             .cpu(self.cpu);
         let process = builder.start()?;

@@ -1,0 +1,94 @@
+//! Every error that a broker may answer with, into a running program: nothing ends it that need not, no offset moves
+//! wrongly, every message is stored once, and the program says what is the matter without flooding its log.
+//!
+//! The broker is the client library's own, which answers as it is told. Each kind of request has a broker and a program
+//! of its own, and they run side by side.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    reason = "a test fails by panicking"
+)]
+
+mod broker;
+mod lane;
+mod persister;
+mod table;
+
+use std::time::{Duration, Instant};
+
+use broker::Broker;
+use lane::End;
+use persister::Persister;
+use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
+use table::TABLES;
+
+#[test]
+fn no_error_of_a_broker_ends_the_program_loses_a_message_or_moves_an_offset_wrongly() {
+    let ends: Vec<(&str, End)> = std::thread::scope(|scope| {
+        let lanes: Vec<_> = TABLES
+            .iter()
+            .flat_map(|table| {
+                table.errors.chunks(table.per_lane).map(move |errors| (table, errors))
+            })
+            .map(|(table, errors)| (table.name, scope.spawn(move || lane::run(table, errors))))
+            .collect();
+        lanes.into_iter().map(|(name, lane)| (name, lane.join().unwrap())).collect()
+    });
+    let mut names: Vec<&str> = TABLES.iter().map(|table| table.name).collect();
+    names.dedup();
+    let mut wrong = 0;
+    for name in names {
+        let mut end = End::default();
+        ends.iter().filter(|(of, _)| *of == name).for_each(|(_, of)| end.add(of));
+        eprintln!(
+            "{name}: {} errors, each once and for a while: answered {} times; {} messages stored once and \
+             committed, said in {} of {} rows, at most {} lines; {} wrong",
+            end.rows / 2,
+            end.answered,
+            end.messages,
+            end.said,
+            end.rows,
+            end.lines,
+            end.wrong
+        );
+        wrong += end.wrong;
+    }
+    assert_eq!(wrong, 0, "rows that went wrong are above");
+}
+
+/// An empty log, and brokers that do not tell where the group stopped: beginning behind the newest message, as
+/// `initial_offset: latest` says for a group without offsets, would leave out what nobody has taken.
+#[test]
+fn a_group_whose_offsets_are_not_told_begins_at_the_oldest_message_and_never_behind_the_newest() {
+    let mut broker = Broker::start();
+    let sent: Vec<String> = (0..8).map(|number| lane::transition("a", number)).collect();
+    broker.send(&sent);
+    broker.commit(&[(0, 1), (1, 1)]).unwrap();
+    broker.inject(RDKafkaApiKey::OffsetFetch, RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN, 10_000);
+    let dir = tempfile::tempdir().unwrap();
+    let latest = [("KAFKA__INITIAL_OFFSET", "latest")];
+    let persister = Persister::start(dir.path(), broker.bootstrap(), &latest);
+    persister.wait_ready(Duration::from_secs(90)).unwrap();
+    broker.repair(RDKafkaApiKey::OffsetFetch);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while broker.committed() != *broker.ends() || persister.stored_count() != Some(8) {
+        assert!(Instant::now() < deadline, "{:?} of {:?}", broker.committed(), broker.ends());
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert!(persister::codes(&persister.lines()).contains("KAFKA_COMMITTED_UNKNOWN"));
+    persister.stop().unwrap();
+}
+
+/// What the ledger relies on when it takes an answer without an error for a confirmation of all its partitions.
+#[test]
+fn a_commit_that_fails_for_one_partition_of_several_is_no_success() {
+    let mut broker = Broker::start();
+    broker.send(&[lane::transition("a", 0), lane::transition("a", 1)]);
+    broker.commit(&[(0, 1), (1, 1)]).unwrap();
+    for offsets in [[(0, 1), (77, 1)], [(77, 1), (1, 1)]] {
+        let error = broker.commit(&offsets).unwrap_err();
+        assert!(error.to_string().contains("UnknownTopicOrPartition"), "{error}");
+    }
+}
