@@ -287,7 +287,8 @@ impl<F: Fs> Keeper<F> {
         testimony.iter().filter(is_said).map(|said| (said.partition, said.next)).collect()
     }
 
-    /// What the ledger should say now and did not say yet.
+    /// What the ledger should say now and did not say yet. Until it is confirmed, Kafka may have it or what it had
+    /// before: neither counts as said.
     pub fn due(&mut self, now: Duration, now_ms: i64) -> Vec<LedgerCommit> {
         let Some(witness) = &mut self.witness else { return Vec::new() };
         // In this order: what is acked because it is owed must be seen as owed.
@@ -302,7 +303,8 @@ impl<F: Fs> Keeper<F> {
         let mut delivered = lock(&self.delivered);
         delivered.advance(watermark);
         let told = delivered.tell();
-        self.next
+        let commits: Vec<LedgerCommit> = self
+            .next
             .iter()
             .filter_map(|(partition, next)| {
                 let told = told.get(partition).copied().unwrap_or(0).min(*next);
@@ -317,7 +319,11 @@ impl<F: Fs> Keeper<F> {
                     entry: witness.entry(durable, *next, now_ms),
                 })
             })
-            .collect()
+            .collect();
+        for commit in &commits {
+            self.said.remove(&commit.partition);
+        }
+        commits
     }
 
     /// Kafka has these entries: their offsets may be committed.
@@ -465,4 +471,49 @@ fn append<F: Fs>(wal: &Wal<F>, batch: Batch) -> Result<Range<Position>, WalError
 /// What cannot be written down cannot be promised: the process ends.
 fn poisoned(error: &impl std::fmt::Display) -> WalError {
     WalError::Poisoned { cause: error.to_string().into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use wal::WalConfig;
+    use wal::sim::SimDisk;
+
+    use super::*;
+    use crate::delivered::StretchOffsets;
+    use crate::offset_note::OffsetCarry;
+
+    #[test]
+    fn what_kafka_was_told_without_an_answer_is_not_taken_for_what_it_said_before() {
+        let now = Duration::ZERO;
+        let carry = Box::<OffsetCarry>::default();
+        let (wal, _) = Wal::open(SimDisk::new(1), WalConfig::default(), carry, now).unwrap();
+        let nothing = NextOffsets::default();
+        let delivered = DeliveredOffsets::new(&nothing, Position::ZERO, Position::ZERO);
+        let delivered = Arc::new(Mutex::new(delivered));
+        let mut keeper = Keeper::new(wal.clone(), Arc::clone(&delivered), nothing);
+        keeper.opened("cluster", "topic", &BTreeMap::new()).unwrap();
+        keeper.testify(&[Testimony { partition: 0, from: 0, next: 10 }]);
+        let due = |keeper: &mut Keeper<SimDisk>| {
+            let commits = keeper.due(now, 0);
+            let said = commits.iter().map(|commit| (commit.delivered, commit.entry.next));
+            (said.collect::<Vec<_>>(), commits)
+        };
+        let (said, commits) = due(&mut keeper);
+        assert_eq!(said, [(0, 10)]);
+        keeper.confirmed(&commits, now);
+        assert_eq!(due(&mut keeper).0, []);
+
+        let mut batch = Batch::new();
+        batch.push(&[0]).unwrap();
+        let end = append(&wal, batch).unwrap().end;
+        wal.commit().unwrap();
+        let mut offsets = StretchOffsets::default();
+        (0..10).for_each(|offset| offsets.saw(0, offset));
+        lock(&delivered).read(end, offsets);
+        wal.ack(Position::ZERO..end);
+        // Kafka has this, but the answer does not arrive.
+        assert_eq!(due(&mut keeper).0, [(10, 10)]);
+        keeper.take_over(vec![OffsetRange { partition: 0, from: 0, to: 5 }]).unwrap();
+        assert_eq!(due(&mut keeper).0, [(0, 10)]);
+    }
 }
