@@ -28,6 +28,7 @@ use crate::ingest::{Effect, Event, Start};
 use crate::intake::{Intake, IntakeCounts, IntakeError};
 use crate::kafka_trouble::{self, Class, SaidTroubles, Trouble};
 use crate::offsets::{Committable, PartitionProgress};
+use crate::said::Said;
 use crate::secrets::SecretError;
 use crate::{kafka_certificate, kafka_connection};
 use ledger::{LedgerHandle, LedgerNews};
@@ -40,6 +41,10 @@ const TURN_BYTES_MAX: usize = 1 << 20;
 const TURN_TIME_MAX: Duration = Duration::from_millis(5);
 /// How long a callback waits for an answer of the brokers; well below the session timeout.
 const CALLBACK_WAIT: Duration = Duration::from_secs(5);
+
+/// No more is polled while so many bytes wait for the disk, or at most for so long.
+const QUEUED_BYTES_MAX: u64 = 8 << 20;
+const LOG_WAIT: Duration = Duration::from_secs(1);
 
 /// A trouble is over when nothing was heard of it for so long: the client library repeats it every 30 s.
 const TROUBLE_LASTS_MS: u64 = 90_000;
@@ -126,6 +131,12 @@ struct Context {
     leaving: AtomicBool,
     ledger: LedgerHandle,
     said: Mutex<SaidTroubles>,
+    said_lately: Mutex<Said>,
+    /// What was said and is over has its end said, too. The first connection ends a silence.
+    said_unreachable: AtomicBool,
+    said_full: AtomicBool,
+    /// A stop was asked for: callbacks wait for nobody any more.
+    stop: Arc<AtomicBool>,
     /// To ask a broker why its certificate is refused.
     tls: KafkaTls,
     /// Some broker has answered once: what is configured is not wrong.
@@ -172,6 +183,7 @@ impl Context {
             }
         }
         let mut pause = Vec::new();
+        let mut starts = BTreeMap::new();
         for effect in effects {
             match effect {
                 Effect::Begin { partition, start } => {
@@ -185,7 +197,7 @@ impl Context {
                     {
                         tracing::error!(code = "KAFKA_ASSIGN", partition, %error, "set start offset");
                     }
-                    tracing::info!(topic = self.topic, partition, start = ?start, "partition assigned");
+                    starts.insert(partition, start);
                 }
                 Effect::Pause(partitions) => pause.extend(partitions),
                 Effect::AwaitDurable(_)
@@ -194,22 +206,23 @@ impl Context {
                 | Effect::Resume(_) => {}
             }
         }
+        tracing::info!(topic = self.topic, ?starts, "partitions assigned");
         if let Err(error) = consumer.incremental_assign(&start_at) {
             tracing::error!(code = "KAFKA_ASSIGN", %error, "assign partitions");
         }
         self.pause(consumer, &pause);
     }
 
-    /// Committed offsets of the group. A broker that does not answer in time means: unknown, so the log decides.
+    /// Committed offsets of the group. Asked for until somebody answers: whoever guesses on a bad network may skip
+    /// messages. Without an answer only when the partitions are lost again, or at a stop.
     fn committed(
         &self,
         consumer: &BaseConsumer<Self>,
         partitions: &TopicPartitionList,
     ) -> BTreeMap<i32, i64> {
-        let mut attempts = 0;
         loop {
-            attempts += 1;
-            match consumer.committed_offsets(partitions.clone(), CALLBACK_WAIT) {
+            let begun = Instant::now();
+            let error = match consumer.committed_offsets(partitions.clone(), CALLBACK_WAIT) {
                 Ok(committed) => {
                     return committed
                         .elements()
@@ -220,16 +233,44 @@ impl Context {
                         })
                         .collect();
                 }
-                Err(error) if attempts < 3 => {
-                    tracing::warn!(code = "KAFKA_COMMITTED_UNKNOWN", %error, attempts, "read committed offsets");
-                }
-                Err(error) => {
-                    // Starting from the log or from the beginning repeats messages at worst; rewrites are harmless.
-                    tracing::error!(code = "KAFKA_COMMITTED_UNKNOWN", %error, "read committed offsets");
-                    return BTreeMap::new();
-                }
+                Err(error) => error,
+            };
+            if let Some(unsaid) = self.is_due("KAFKA_COMMITTED_UNKNOWN") {
+                tracing::warn!(
+                    code = "KAFKA_COMMITTED_UNKNOWN",
+                    topic = self.topic,
+                    %error,
+                    unsaid,
+                    "read committed offsets; tried until it works"
+                );
             }
+            if self.stop.load(Ordering::Relaxed) || consumer.assignment_lost() {
+                return BTreeMap::new();
+            }
+            self.shows_life();
+            std::thread::sleep(Duration::from_secs(1).saturating_sub(begun.elapsed()));
         }
+    }
+
+    /// Waits while the disk is behind, so that what is polled does not pile up in memory; not for so long that the group
+    /// misses us.
+    fn await_log(&self) {
+        let begun = Instant::now();
+        while lock(&self.intake).queued_bytes() > QUEUED_BYTES_MAX
+            && begun.elapsed() < LOG_WAIT
+            && !self.stop.load(Ordering::Relaxed)
+        {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Whether `what` is to be said now, and how often it was not said since the last time.
+    fn is_due(&self, what: &'static str) -> Option<u64> {
+        lock(&self.said_lately).is_due(what, self.now())
+    }
+
+    fn shows_life(&self) {
+        self.shared.heartbeat_ms.store(milliseconds(self.now()), Ordering::Relaxed);
     }
 
     fn revoke(&self, consumer: &BaseConsumer<Self>, partitions: &TopicPartitionList) {
@@ -284,9 +325,19 @@ impl Context {
         match consumer.commit(&list, mode) {
             Ok(()) if matches!(mode, CommitMode::Sync) => self.confirmed(&list),
             Ok(()) => {}
-            Err(error) => {
-                tracing::warn!(code = "KAFKA_COMMIT", %error, "commit offsets; tried again later")
-            }
+            Err(error) => self.commit_failed(&error),
+        }
+    }
+
+    fn commit_failed(&self, error: &KafkaError) {
+        if let Some(unsaid) = self.is_due("KAFKA_COMMIT") {
+            tracing::warn!(
+                code = "KAFKA_COMMIT",
+                topic = self.topic,
+                %error,
+                unsaid,
+                "commit offsets; tried again later"
+            );
         }
     }
 
@@ -312,11 +363,15 @@ impl Context {
         if partitions.is_empty() {
             return;
         }
-        tracing::warn!(
-            code = "WAL_FULL",
-            topic = self.topic,
-            "log is filling up: consumption paused"
-        );
+        if let Some(unsaid) = self.is_due("WAL_FULL") {
+            self.said_full.store(true, Ordering::Relaxed);
+            tracing::warn!(
+                code = "WAL_FULL",
+                topic = self.topic,
+                unsaid,
+                "log is filling up: consumption paused"
+            );
+        }
         if let Err(error) = consumer.pause(&self.list(partitions)) {
             tracing::error!(code = "KAFKA_PAUSE", %error, "pause partitions");
         }
@@ -326,7 +381,9 @@ impl Context {
         if partitions.is_empty() {
             return;
         }
-        tracing::info!(topic = self.topic, "log has room: consumption resumed");
+        if self.said_full.swap(false, Ordering::Relaxed) {
+            tracing::info!(topic = self.topic, "log has room: consumption resumed");
+        }
         if let Err(error) = consumer.resume(&self.list(partitions)) {
             tracing::error!(code = "KAFKA_PAUSE", %error, "resume partitions");
         }
@@ -361,9 +418,18 @@ impl ClientContext for Context {
             if up {
                 self.was_connected.store(true, Ordering::Relaxed);
                 lock(&self.shared.snapshot).trouble = None;
-                tracing::info!(topic = self.topic, "connected to Kafka");
-            } else {
-                tracing::warn!(code = "KAFKA_UNREACHABLE", topic = self.topic, "no broker answers");
+                // The end of what was said is said; of what was not, neither.
+                if self.said_unreachable.swap(false, Ordering::Relaxed) {
+                    tracing::info!(topic = self.topic, "connected to Kafka");
+                }
+            } else if let Some(unsaid) = self.is_due("KAFKA_UNREACHABLE") {
+                self.said_unreachable.store(true, Ordering::Relaxed);
+                tracing::warn!(
+                    code = "KAFKA_UNREACHABLE",
+                    topic = self.topic,
+                    unsaid,
+                    "no broker answers"
+                );
             }
         }
         let troubled_ms = self.troubled_ms.load(Ordering::Relaxed);
@@ -423,9 +489,7 @@ impl ConsumerContext for Context {
         match result {
             Ok(()) => self.confirmed(offsets),
             Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::NoOffset)) => {}
-            Err(error) => {
-                tracing::warn!(code = "KAFKA_COMMIT", %error, "commit offsets; tried again later")
-            }
+            Err(error) => self.commit_failed(&error),
         }
     }
 }
@@ -453,6 +517,7 @@ impl Ingestion {
         intake: Intake<DiskFs>,
         shared: Arc<IngestShared>,
         ledger: LedgerHandle,
+        stop: Arc<AtomicBool>,
         started: Instant,
     ) -> anyhow::Result<Self> {
         let context = Context {
@@ -464,6 +529,10 @@ impl Ingestion {
             leaving: AtomicBool::new(false),
             ledger,
             said: Mutex::new(SaidTroubles::default()),
+            said_lately: Mutex::new(Said::default()),
+            said_unreachable: AtomicBool::new(true),
+            said_full: AtomicBool::new(false),
+            stop,
             tls: kafka.security.tls.clone(),
             was_connected: AtomicBool::new(false),
             troubled_ms: AtomicU64::new(0),
@@ -474,14 +543,15 @@ impl Ingestion {
         Ok(Self { consumer })
     }
 
-    /// Polls until `stop`, then makes everything durable, commits, and leaves the group.
+    /// Polls until told to stop, then makes everything durable, commits, and leaves the group.
     ///
     /// # Errors
     /// [`IntakeError`]: the log failed or a message cannot be kept; offsets behind it were not committed.
-    pub fn run(self, stop: &AtomicBool) -> Result<IngestEnd, IntakeError> {
+    pub fn run(self) -> Result<IngestEnd, IntakeError> {
         let context = Arc::clone(self.consumer.context());
         let mut effects = Vec::new();
-        while !stop.load(Ordering::Relaxed) {
+        while !context.stop.load(Ordering::Relaxed) {
+            context.await_log();
             self.turn(&context, &mut effects)?;
         }
         let end = self.leave(&context)?;
@@ -620,7 +690,9 @@ impl Ingestion {
             ) => tracing::debug!(%error, "poll"),
             _ => {
                 lock(&context.shared.snapshot).last_error = Some(error.to_string());
-                tracing::warn!(code = "KAFKA_POLL", topic = context.topic, %error, "poll");
+                if let Some(unsaid) = context.is_due("KAFKA_POLL") {
+                    tracing::warn!(code = "KAFKA_POLL", topic = context.topic, %error, unsaid, "poll");
+                }
             }
         }
     }
@@ -720,12 +792,15 @@ fn publish(context: &Context) {
     snapshot.partitions.extend(intake.machine().progress());
     snapshot.counts = intake.counts();
     snapshot.paused = intake.machine().is_paused();
-    context.shared.heartbeat_ms.store(milliseconds(context.now()), Ordering::Relaxed);
+    context.shows_life();
 }
 
 fn milliseconds(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
+
+/// Most bytes of one fetch, as they travel; a batch that is longer comes alone.
+const FETCH_BYTES: &str = "262144";
 
 /// How any client of ours reaches the brokers. What an operator may tune comes first; what the guarantee needs cannot be
 /// overridden and is set behind it.
@@ -733,10 +808,20 @@ fn connection(kafka: &KafkaConfig) -> Result<ClientConfig, SecretError> {
     let mut config = ClientConfig::new();
     config
         .set("fetch.wait.max.ms", "100")
-        .set("fetch.queue.backoff.ms", "20")
-        .set("queued.max.messages.kbytes", "32768")
+        .set("fetch.queue.backoff.ms", "10")
+        // Memory: what a fetch brings is counted as it travels, and unpacks to many times that; messages that wait cost
+        // 300 bytes each besides. A line of 10 kB/s carries a fetch before it times out. docs/memory.md has the sums.
+        .set("message.max.bytes", FETCH_BYTES)
+        .set("fetch.max.bytes", FETCH_BYTES)
+        .set("fetch.message.max.bytes", FETCH_BYTES)
+        .set("queued.max.messages.kbytes", "4096")
+        .set("queued.min.messages", "10000")
+        // A connection that died without a word is given up after so long; an answer takes no longer.
+        .set("socket.timeout.ms", "30000")
+        .set("socket.connection.setup.timeout.ms", "10000")
         .set("socket.keepalive.enable", "true")
         .set("topic.metadata.refresh.interval.ms", "30000")
+        .set("reconnect.backoff.ms", "200")
         .set("reconnect.backoff.max.ms", "5000")
         .set("check.crcs", "true");
     for (property, value) in &kafka.properties {

@@ -44,8 +44,10 @@ pub mod offset_trail;
 pub mod offsets;
 pub mod orders;
 pub mod pipeline;
+pub mod said;
 pub mod secrets;
 pub mod service;
+pub mod silence;
 pub mod store;
 pub mod writers;
 

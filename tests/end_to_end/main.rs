@@ -14,8 +14,12 @@
 )]
 
 mod audit;
+mod back_pressure;
+mod clock;
 mod ledger;
 mod load;
+mod memory;
+mod network;
 mod persister;
 
 use std::time::Duration;
@@ -39,6 +43,10 @@ impl Dice {
                     ^ std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs()
             });
         (Self(seed), seed)
+    }
+
+    fn from(seed: u64) -> Self {
+        Self(seed)
     }
 
     fn below(&mut self, end: u64) -> u64 {
