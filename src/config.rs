@@ -33,6 +33,8 @@ pub struct Config {
     /// How long rows are kept in the store. Upstream's default.
     #[serde(with = "humantime_serde")]
     pub retention: Duration,
+    /// What is done about a backlog of which more than a hundredth is older than that by this machine's clock.
+    pub expired_backlog: ExpiredBacklog,
     /// How series get their ids. A site that switches from an older persister must keep its scheme.
     pub metric_id_scheme: IdScheme,
     /// The brokers.
@@ -61,6 +63,7 @@ impl Default for Config {
             data_dir: PathBuf::from("/var/lib/monasca-persister"),
             instance: String::new(),
             retention: Duration::from_secs(45 * 24 * 60 * 60),
+            expired_backlog: ExpiredBacklog::default(),
             metric_id_scheme: IdScheme::default(),
             kafka: KafkaConfig::default(),
             metrics: PipelineConfig::metrics(),
@@ -73,6 +76,17 @@ impl Default for Config {
             logging: LoggingConfig::default(),
         }
     }
+}
+
+/// What is done about a backlog that is older than the retention.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ExpiredBacklog {
+    /// Delivery waits: more often than not the clock is wrong.
+    #[default]
+    Wait,
+    /// It is counted and not written.
+    Drop,
 }
 
 /// The brokers and how to talk to them.

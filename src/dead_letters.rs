@@ -90,6 +90,16 @@ impl DeadLetter {
         (self.topic.clone(), partition, offset, element, timestamp_ms, checksum)
     }
 
+    /// Bytes of memory and log that it takes, about.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let length = |bytes: &Option<Vec<u8>>| bytes.as_ref().map_or(0, Vec::len);
+        let bytes = length(&self.key).saturating_add(length(&self.payload));
+        let text =
+            self.topic.len().saturating_add(self.code.len()).saturating_add(self.detail.len());
+        bytes.saturating_add(text).saturating_add(FIXED_BYTES_MAX)
+    }
+
     /// Reads one from a record of the dead letter log.
     ///
     /// # Errors
@@ -105,13 +115,11 @@ impl DeadLetter {
     /// Appends a record of at most `bytes_max` bytes: what is longer is cut, and says so.
     fn encode_within(&self, bytes_max: usize, out: &mut Vec<u8>) -> Result<(), CodecError> {
         out.push(VERSION);
-        let length = |bytes: &Option<Vec<u8>>| bytes.as_ref().map_or(0, Vec::len);
-        let bytes = length(&self.key).saturating_add(length(&self.payload));
-        let text =
-            self.topic.len().saturating_add(self.code.len()).saturating_add(self.detail.len());
-        if bytes.saturating_add(text).saturating_add(FIXED_BYTES_MAX) <= bytes_max {
+        if self.bytes() <= bytes_max {
             return codec::encode_into(self, out);
         }
+        let length = |bytes: &Option<Vec<u8>>| bytes.as_ref().map_or(0, Vec::len);
+        let bytes = length(&self.key).saturating_add(length(&self.payload));
         let cut = |bytes: &Option<Vec<u8>>| {
             bytes.as_ref().map(|bytes| bytes.get(..CUT_TO_BYTES).unwrap_or(bytes).to_vec())
         };

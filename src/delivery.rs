@@ -3,7 +3,7 @@
 //! Requests to the store leave through [`Delivery::take_requests`] and come back through [`Delivery::done`]: threads
 //! do that in production, the simulator in its place. Synchronous and without a clock.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -16,6 +16,12 @@ use crate::dead_letters::{DeadLetter, DeadLetterError, DeadLetters};
 use crate::deliver::{Deliver, DeliverConfig, Effect, Event, GatherId, UnitId, UnitPlan};
 use crate::envelope::Envelope;
 use crate::gather::{GatherCounts, Gathered, RecordRef, Unit};
+
+/// Dead letters are written in portions of about so many bytes, so that a log that is nearly full is filled, and little
+/// is tried in vain when it is.
+const PORTION_BYTES: usize = 1 << 20;
+/// How often dead letters that found no room are tried again.
+const LETTERS_RETRY: Duration = Duration::from_millis(500);
 
 /// Dead letters that are not durable yet.
 struct PendingLetters {
@@ -31,15 +37,17 @@ pub struct Delivery<F: Fs> {
     dead_letters: DeadLetters<F>,
     memory: Arc<Mutex<DefinitionMemory>>,
     units: HashMap<UnitId, Arc<Unit>>,
+    unit_bytes: usize,
     starts: BTreeMap<GatherId, Position>,
     requests: Vec<(UnitId, Arc<Unit>)>,
-    pending_letters: Vec<PendingLetters>,
+    pending_letters: VecDeque<PendingLetters>,
+    /// They found no room: when they are tried next.
+    letters_due: Option<Duration>,
     flush_wanted: bool,
     next_gather: u64,
     next_unit: u64,
     gathered: GatherCounts,
     dead_lettered: BTreeMap<String, u64>,
-    dead_letters_blocked: bool,
     breaker_changes: Vec<BreakerState>,
     effects: Vec<Effect>,
 }
@@ -59,15 +67,16 @@ impl<F: Fs> Delivery<F> {
             dead_letters,
             memory,
             units: HashMap::new(),
+            unit_bytes: 0,
             starts: BTreeMap::new(),
             requests: Vec::new(),
-            pending_letters: Vec::new(),
+            pending_letters: VecDeque::new(),
+            letters_due: None,
             flush_wanted: false,
             next_gather: 0,
             next_unit: 0,
             gathered: GatherCounts::default(),
             dead_lettered: BTreeMap::new(),
-            dead_letters_blocked: false,
             breaker_changes: Vec::new(),
             effects: Vec::new(),
         }
@@ -97,10 +106,7 @@ impl<F: Fs> Delivery<F> {
             units: plans,
         };
         self.machine.on(event, now, &mut self.effects);
-        if !gathered.dead.is_empty() {
-            let (records, letters) = gathered.dead.into_iter().unzip();
-            self.pending_letters.push(PendingLetters { gather, records, letters });
-        }
+        self.queue_letters(gather, gathered.dead);
         self.carry_out(now)
     }
 
@@ -157,6 +163,12 @@ impl<F: Fs> Delivery<F> {
         &self.machine
     }
 
+    /// Bytes of all rows held, about.
+    #[must_use]
+    pub fn held_bytes(&self) -> usize {
+        self.unit_bytes
+    }
+
     /// True when nothing is outstanding.
     #[must_use]
     pub fn is_idle(&self) -> bool {
@@ -175,10 +187,10 @@ impl<F: Fs> Delivery<F> {
         &self.dead_lettered
     }
 
-    /// True while dead letters wait for room.
+    /// True while dead letters wait for room. They are held in memory: take nothing more until they have some.
     #[must_use]
     pub fn dead_letters_blocked(&self) -> bool {
-        self.dead_letters_blocked
+        self.letters_due.is_some()
     }
 
     fn plan(&mut self, unit: Unit, after: Option<UnitId>) -> UnitPlan {
@@ -192,8 +204,15 @@ impl<F: Fs> Delivery<F> {
             is_definition: matches!(unit, Unit::Definition(_)),
             after,
         };
+        self.unit_bytes = self.unit_bytes.saturating_add(unit.bytes());
         self.units.insert(id, Arc::new(unit));
         plan
+    }
+
+    fn remove_unit(&mut self, unit: UnitId) -> Option<Arc<Unit>> {
+        let rows = self.units.remove(&unit)?;
+        self.unit_bytes = self.unit_bytes.saturating_sub(rows.bytes());
+        Some(rows)
     }
 
     fn count(&mut self, counts: GatherCounts) {
@@ -232,14 +251,14 @@ impl<F: Fs> Delivery<F> {
                 }
             }
             Effect::Split(unit) => {
-                let halves = self.units.remove(&unit).and_then(|rows| rows.split());
+                let halves = self.remove_unit(unit).and_then(|rows| rows.split());
                 if let Some((first, second)) = halves {
                     let halves = [self.plan(first, None), self.plan(second, None)];
                     self.machine.on(Event::Halves { unit, halves }, now, &mut self.effects);
                 }
             }
             Effect::Forget { unit, written } => {
-                if let (Some(rows), true) = (self.units.remove(&unit), written)
+                if let (Some(rows), true) = (self.remove_unit(unit), written)
                     && let Unit::Definition(definition) = rows.as_ref()
                 {
                     self.memory.lock().unwrap_or_else(PoisonError::into_inner).written(
@@ -267,20 +286,36 @@ impl<F: Fs> Delivery<F> {
         code: &'static str,
         detail: &str,
     ) -> Result<(), WalError> {
-        let (Some(rows), Some(start)) =
-            (self.units.remove(&unit), self.starts.get(&gather).copied())
+        let (Some(rows), Some(start)) = (self.remove_unit(unit), self.starts.get(&gather).copied())
         else {
             return Ok(());
         };
         let records: Vec<RecordRef> =
             rows.records().iter().flat_map(|records| records.iter()).collect();
         let mut letters = Vec::with_capacity(records.len());
-        for record in &records {
+        for record in records {
             let position = Position::new(start.get().saturating_add(u64::from(record.index)));
-            letters.push(self.letter(position, record.element, code, detail)?);
+            letters.push((record, self.letter(position, record.element, code, detail)?));
         }
-        self.pending_letters.push(PendingLetters { gather, records, letters });
+        self.queue_letters(gather, letters);
         Ok(())
+    }
+
+    fn queue_letters(&mut self, gather: GatherId, dead: Vec<(RecordRef, DeadLetter)>) {
+        let mut bytes = PORTION_BYTES;
+        for (record, letter) in dead {
+            let letter_bytes = letter.bytes();
+            if bytes.saturating_add(letter_bytes) > PORTION_BYTES {
+                bytes = 0;
+                let (records, letters) = (Vec::new(), Vec::new());
+                self.pending_letters.push_back(PendingLetters { gather, records, letters });
+            }
+            bytes = bytes.saturating_add(letter_bytes);
+            if let Some(portion) = self.pending_letters.back_mut() {
+                portion.records.push(record);
+                portion.letters.push(letter);
+            }
+        }
     }
 
     fn letter(
@@ -305,8 +340,12 @@ impl<F: Fs> Delivery<F> {
     }
 
     fn keep_letters(&mut self, now: Duration) -> Result<(), WalError> {
-        self.dead_letters_blocked = false;
-        for pending in std::mem::take(&mut self.pending_letters) {
+        if self.letters_due.is_some_and(|due| now < due) {
+            self.forget_finished_gathers();
+            return Ok(());
+        }
+        self.letters_due = None;
+        while let Some(pending) = self.pending_letters.pop_front() {
             match self.dead_letters.keep(&pending.letters) {
                 Ok(()) => {
                     for letter in &pending.letters {
@@ -317,16 +356,15 @@ impl<F: Fs> Delivery<F> {
                         Event::DeadLettered { gather: pending.gather, records: pending.records };
                     self.machine.on(event, now, &mut self.effects);
                 }
-                Err(DeadLetterError::Full | DeadLetterError::Wal(WalError::NoSpace { .. })) => {
-                    // Like a full log: it waits, and is tried with the next event.
-                    self.dead_letters_blocked = true;
-                    self.pending_letters.push(pending);
+                Err(DeadLetterError::Wal(error)) if !matches!(error, WalError::NoSpace { .. }) => {
+                    return Err(error);
                 }
-                Err(DeadLetterError::Wal(error)) => return Err(error),
-                Err(DeadLetterError::Codec(_) | DeadLetterError::TooLong(_)) => {
-                    // Longer than the dead letter log allows: it stays in the main log, unacked, and blocks only there.
-                    self.dead_letters_blocked = true;
-                    self.pending_letters.push(pending);
+                // No room, or longer than the dead letter log allows. Like a full log: it stays in the main log, unacked,
+                // and is tried again.
+                Err(_) => {
+                    self.pending_letters.push_front(pending);
+                    self.letters_due = Some(now.saturating_add(LETTERS_RETRY));
+                    break;
                 }
             }
         }

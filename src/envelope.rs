@@ -127,18 +127,20 @@ impl<'a> Envelope<'a> {
     /// older than the retention; then the time it was received.
     #[must_use]
     pub fn effective_time(&self, retention_ms: i64) -> EffectiveTime {
-        const DAY_MS: i64 = 24 * 60 * 60 * 1000;
         let usable = self.timestamp_type != TimestampType::Absent
             && self.timestamp_ms <= self.received_ms.saturating_add(DAY_MS)
             && self.timestamp_ms >= self.received_ms.saturating_sub(retention_ms)
             && self.timestamp_ms > 0;
+        let told_ms = (self.timestamp_type != TimestampType::Absent).then_some(self.timestamp_ms);
         if usable {
-            EffectiveTime { ms: self.timestamp_ms, replaced: false }
+            EffectiveTime { ms: self.timestamp_ms, replaced: false, told_ms }
         } else {
-            EffectiveTime { ms: self.received_ms, replaced: true }
+            EffectiveTime { ms: self.received_ms, replaced: true, told_ms }
         }
     }
 }
+
+const DAY_MS: i64 = 24 * 60 * 60 * 1000;
 
 /// The time that decides a row's write time and age.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -147,6 +149,19 @@ pub struct EffectiveTime {
     pub ms: i64,
     /// True when Kafka's timestamp could not be used.
     pub replaced: bool,
+    /// Kafka's timestamp, if there is one.
+    pub told_ms: Option<i64>,
+}
+
+impl EffectiveTime {
+    /// How old the message is at `now_ms`, at the least. What was received while our clock was wrong is as old as
+    /// Kafka's timestamp says: whoever believed that clock would take a fresh message for one of 1970.
+    #[must_use]
+    pub fn age_ms(&self, now_ms: i64) -> i64 {
+        let told_ms = self.told_ms.filter(|told| *told <= now_ms.saturating_add(DAY_MS));
+        let youngest_ms = told_ms.map_or(self.ms, |told| told.max(self.ms));
+        now_ms.saturating_sub(youngest_ms).max(0)
+    }
 }
 
 #[cfg(test)]
@@ -251,11 +266,24 @@ mod tests {
         };
         assert_eq!(
             time(received - 5, TimestampType::Created),
-            EffectiveTime { ms: received - 5, replaced: false }
+            EffectiveTime { ms: received - 5, replaced: false, told_ms: Some(received - 5) }
         );
         assert_eq!(time(received + day_ms, TimestampType::Appended).ms, received + day_ms);
         assert_eq!(time(received + day_ms + 1, TimestampType::Created).ms, received);
         assert_eq!(time(received - retention_ms - 1, TimestampType::Created).ms, received);
         assert!(time(received, TimestampType::Absent).replaced);
+    }
+
+    #[test]
+    fn a_message_received_by_a_clock_at_1970_is_not_old_when_the_clock_is_right() {
+        let sent = sample().timestamp_ms;
+        let message = Envelope { received_ms: 90_000, ..sample() };
+        let time = message.effective_time(1_000_000);
+        assert_eq!((time.ms, time.replaced), (90_000, true));
+        assert_eq!(time.age_ms(sent + 3_000), 3_000);
+        let silent = Envelope { timestamp_type: TimestampType::Absent, ..message };
+        assert_eq!(silent.effective_time(1_000_000).age_ms(100_000), 10_000);
+        let ahead = Envelope { received_ms: sent, timestamp_ms: sent + 3 * DAY_MS, ..sample() };
+        assert_eq!(ahead.effective_time(1_000_000).age_ms(sent + 7), 7, "a producer far ahead");
     }
 }

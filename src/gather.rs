@@ -132,6 +132,27 @@ impl Unit {
         self.as_write().len()
     }
 
+    /// Bytes of memory that it takes, about.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        /// A row without its texts, and what stands for it in lists.
+        const ROW_BYTES: usize = 128;
+        let texts: usize = match self {
+            Self::Definition(_) => ROW_BYTES,
+            Self::Measurements { rows, .. } => rows.iter().map(|row| row.value_meta.len()).sum(),
+            Self::Alarms { rows, .. } => rows
+                .iter()
+                .map(|row| {
+                    row.metric
+                        .len()
+                        .saturating_add(row.sub_alarms.len())
+                        .saturating_add(row.reason.len())
+                })
+                .sum(),
+        };
+        texts.saturating_add(self.rows().saturating_mul(ROW_BYTES))
+    }
+
     /// Two halves of a unit with more than one row; `None` for a single row.
     #[must_use]
     pub fn split(&self) -> Option<(Self, Self)> {
@@ -461,8 +482,7 @@ impl Gather {
     /// Write time and time to live, or `None` for a row older than the retention.
     fn stamp(&mut self, time: EffectiveTime, now_ms: i64) -> Option<Stamp> {
         let retention_ms = i64::try_from(self.config.retention.as_millis()).unwrap_or(i64::MAX);
-        let age_ms = now_ms.saturating_sub(time.ms).max(0);
-        let left_ms = retention_ms.saturating_sub(age_ms);
+        let left_ms = retention_ms.saturating_sub(time.age_ms(now_ms));
         if left_ms <= 0 {
             self.counts.expired = self.counts.expired.saturating_add(1);
             return None;

@@ -458,8 +458,15 @@ impl Inspect {
         if deliver.dead_letters_blocked {
             reasons.push(reason(
                 "DEAD_LETTERS_FULL",
-                format!("{name}: dead letters have no room"),
-                "raise wal.dead_letters_bytes_max; their messages wait in the log",
+                format!("{name}: dead letters have no room, delivery waits"),
+                "raise wal.dead_letters_bytes_max and start again, or make room on the disk; their messages and those behind them wait in the log",
+            ));
+        }
+        if deliver.expired_held {
+            reasons.push(reason(
+                "EXPIRED_HELD",
+                format!("{name}: what waits is older than the retention by this machine's clock"),
+                "correct the clock, then delivery goes on by itself; if it is right and these rows are to be dropped: expired_backlog: drop",
             ));
         }
         for gap in &ingest.stopped {
@@ -588,7 +595,7 @@ impl Inspect {
 }
 
 /// Another instance that owes something and was not heard of for so long is silent: it says something once an hour.
-const SILENT_AFTER_MS: i64 = 2 * 60 * 60 * 1000;
+const SILENT_AFTER_S: u64 = 2 * 60 * 60;
 
 fn ledger_reasons(view: &PipelineView, ledger: &LedgerSnapshot, reasons: &mut Vec<Reason>) {
     let name = view.name;
@@ -645,21 +652,14 @@ fn ledger_reasons(view: &PipelineView, ledger: &LedgerSnapshot, reasons: &mut Ve
         ));
     }
     for other in &ledger.others {
-        if other.owed_offsets > 0
-            && crate::clock::wall_ms().saturating_sub(other.heard_ms) > SILENT_AFTER_MS
-        {
+        if other.owed_offsets > 0 && other.silent_for_s > SILENT_AFTER_S {
             reasons.push(reason(
                 "LEDGER_SILENT",
                 format!(
                     "{name}: instance {} owes {} offsets and was not heard of for {}",
                     other.instance,
                     other.owed_offsets,
-                    humantime::format_duration(Duration::from_secs(
-                        u64::try_from(
-                            crate::clock::wall_ms().saturating_sub(other.heard_ms) / 1000
-                        )
-                        .unwrap_or(0)
-                    ))
+                    humantime::format_duration(Duration::from_secs(other.silent_for_s))
                 ),
                 "start it again; if it will never come back: `offsets rewind --instance NAME` on any other",
             ));

@@ -299,6 +299,12 @@ impl<F: Fs> Intake<F> {
         Ok(())
     }
 
+    /// Bytes that wait for the disk.
+    #[must_use]
+    pub fn queued_bytes(&self) -> u64 {
+        self.wal.status().queued_bytes
+    }
+
     /// True while the log refuses batches: nothing more should be polled.
     #[must_use]
     pub fn is_holding(&self) -> bool {

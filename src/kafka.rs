@@ -7,7 +7,6 @@
 pub(crate) mod group;
 mod identity;
 pub mod ledger;
-mod said;
 mod token;
 
 use std::collections::BTreeMap;
@@ -33,11 +32,11 @@ use crate::intake::{Intake, IntakeCounts, IntakeError};
 use crate::kafka_gap::KafkaGap;
 use crate::kafka_trouble::{self, Class, SaidTroubles, Trouble};
 use crate::offsets::{Committable, PartitionProgress};
+use crate::said::Said;
 use crate::secrets::SecretError;
 use crate::{kafka_certificate, kafka_connection};
 use group::{Deadline, GroupState, MemberError};
 use ledger::{LedgerHandle, LedgerNews};
-use said::Said;
 use token::Tokens;
 
 /// How long one poll waits for a first message.
@@ -59,6 +58,10 @@ const GOES_ON: &str = "consumption goes on with what Kafka has";
 const COMMIT_LOST_AFTER: Duration = Duration::from_secs(300);
 /// How often partitions whose position was refused are looked at.
 const REFUSED_INTERVAL: Duration = Duration::from_secs(1);
+
+/// No more is polled while so many bytes wait for the disk, or at most for so long.
+const QUEUED_BYTES_MAX: u64 = 8 << 20;
+const LOG_WAIT: Duration = Duration::from_secs(1);
 
 /// A trouble is over when nothing was heard of it for so long: the client library repeats it every 30 s.
 const TROUBLE_LASTS_MS: u64 = 90_000;
@@ -165,6 +168,11 @@ struct Context {
     repeated: Mutex<Said>,
     tokens: Mutex<Tokens>,
     said: Mutex<SaidTroubles>,
+    /// What was said and is over has its end said, too. The first connection ends a silence.
+    said_unreachable: AtomicBool,
+    said_full: AtomicBool,
+    /// A stop was asked for: callbacks wait for nobody any more.
+    stop: Arc<AtomicBool>,
     /// To ask a broker why its certificate is refused.
     tls: KafkaTls,
     /// Some broker has answered once: what is configured is not wrong.
@@ -234,6 +242,7 @@ impl Context {
         }
         let mut pause = Vec::new();
         let mut hold = Vec::new();
+        let mut starts = BTreeMap::new();
         for effect in effects {
             match effect {
                 Effect::Begin { partition, start }
@@ -257,7 +266,7 @@ impl Context {
                     {
                         tracing::error!(code = "KAFKA_ASSIGN", partition, %error, "set start offset");
                     }
-                    tracing::info!(topic = self.topic, partition, start = ?offset, "partition assigned");
+                    starts.insert(partition, start);
                 }
                 Effect::Pause(partitions) => pause.extend(partitions),
                 Effect::Hold(gap) => hold.push(gap),
@@ -270,6 +279,7 @@ impl Context {
                 | Effect::NoteTopic => {}
             }
         }
+        tracing::info!(topic = self.topic, ?starts, "partitions assigned");
         if let Err(error) = consumer.incremental_assign(&start_at) {
             tracing::error!(code = "KAFKA_ASSIGN", %error, "assign partitions");
         }
@@ -365,6 +375,9 @@ impl Context {
                 }
                 Err(error) => self.committed_unknown(&error),
             }
+            if self.stop.load(Ordering::Relaxed) {
+                break;
+            }
             // An error that came at once may be over a moment later.
             std::thread::sleep(asked.left().min(Duration::from_millis(200)));
         }
@@ -379,7 +392,7 @@ impl Context {
     }
 
     fn committed_unknown(&self, error: &KafkaError) {
-        if self.is_due("KAFKA_COMMITTED_UNKNOWN", error) {
+        if self.is_due("KAFKA_COMMITTED_UNKNOWN", &error.to_string()) {
             tracing::warn!(
                 code = "KAFKA_COMMITTED_UNKNOWN",
                 topic = self.topic,
@@ -390,8 +403,20 @@ impl Context {
     }
 
     /// Whether this is to be said, or was just now.
-    fn is_due(&self, code: &'static str, error: &KafkaError) -> bool {
-        lock(&self.repeated).is_due(code, &error.to_string(), self.now())
+    fn is_due(&self, code: &'static str, text: &str) -> bool {
+        lock(&self.repeated).is_due(code, text, self.now())
+    }
+
+    /// Waits while the disk is behind, so that what is polled does not pile up in memory; not for so long that the group
+    /// misses us.
+    fn await_log(&self) {
+        let begun = Instant::now();
+        while lock(&self.intake).queued_bytes() > QUEUED_BYTES_MAX
+            && begun.elapsed() < LOG_WAIT
+            && !self.stop.load(Ordering::Relaxed)
+        {
+            std::thread::sleep(Duration::from_millis(2));
+        }
     }
 
     /// Partitions that the topic had when we were first given some: what comes later begins with its oldest message.
@@ -498,7 +523,7 @@ impl Context {
 
     fn commit_failed(&self, error: &KafkaError) {
         let text = format!("KAFKA_COMMIT: {error}");
-        if self.is_due("KAFKA_COMMIT", error) {
+        if self.is_due("KAFKA_COMMIT", &text) {
             tracing::warn!(
                 code = "KAFKA_COMMIT",
                 topic = self.topic,
@@ -553,11 +578,14 @@ impl Context {
         if partitions.is_empty() {
             return;
         }
-        tracing::warn!(
-            code = "WAL_FULL",
-            topic = self.topic,
-            "log is filling up: consumption paused"
-        );
+        if self.is_due("WAL_FULL", "") {
+            self.said_full.store(true, Ordering::Relaxed);
+            tracing::warn!(
+                code = "WAL_FULL",
+                topic = self.topic,
+                "log is filling up: consumption paused"
+            );
+        }
         if let Err(error) = consumer.pause(&self.list(partitions)) {
             tracing::error!(code = "KAFKA_PAUSE", %error, "pause partitions");
         }
@@ -567,7 +595,9 @@ impl Context {
         if partitions.is_empty() {
             return;
         }
-        tracing::info!(topic = self.topic, "log has room: consumption resumed");
+        if self.said_full.swap(false, Ordering::Relaxed) {
+            tracing::info!(topic = self.topic, "log has room: consumption resumed");
+        }
         if let Err(error) = consumer.resume(&self.list(partitions)) {
             tracing::error!(code = "KAFKA_PAUSE", %error, "resume partitions");
         }
@@ -602,8 +632,12 @@ impl ClientContext for Context {
             if up {
                 self.was_connected.store(true, Ordering::Relaxed);
                 lock(&self.shared.snapshot).trouble.take_if(|trouble| !trouble.is_of_group());
-                tracing::info!(topic = self.topic, "connected to Kafka");
-            } else {
+                // The end of what was said is said; of what was not, neither.
+                if self.said_unreachable.swap(false, Ordering::Relaxed) {
+                    tracing::info!(topic = self.topic, "connected to Kafka");
+                }
+            } else if self.is_due("KAFKA_UNREACHABLE", "") {
+                self.said_unreachable.store(true, Ordering::Relaxed);
                 tracing::warn!(code = "KAFKA_UNREACHABLE", topic = self.topic, "no broker answers");
             }
         }
@@ -697,6 +731,7 @@ impl Ingestion {
         intake: Intake<DiskFs>,
         shared: Arc<IngestShared>,
         ledger: LedgerHandle,
+        stop: Arc<AtomicBool>,
         started: Instant,
     ) -> anyhow::Result<Self> {
         lock(&shared.snapshot).group.member.clone_from(&member);
@@ -724,6 +759,9 @@ impl Ingestion {
             repeated: Mutex::default(),
             tokens: Mutex::new(Tokens::new(kafka)),
             said: Mutex::new(SaidTroubles::default()),
+            said_unreachable: AtomicBool::new(true),
+            said_full: AtomicBool::new(false),
+            stop,
             tls: kafka.security.tls.clone(),
             was_connected: AtomicBool::new(false),
             troubled_ms: AtomicU64::new(0),
@@ -733,23 +771,24 @@ impl Ingestion {
         Ok(Self { consumer })
     }
 
-    /// Polls until `stop`, then makes everything durable, commits, and leaves.
+    /// Polls until told to stop, then makes everything durable, commits, and leaves.
     ///
     /// # Errors
     /// [`IntakeError`]: the log failed or a message cannot be kept; offsets behind it were not committed.
     /// [`MemberError`]: the consumer is of no use any more.
-    pub fn run(self, stop: &AtomicBool) -> anyhow::Result<IngestEnd> {
+    pub fn run(self) -> anyhow::Result<IngestEnd> {
         let context = Arc::clone(self.consumer.context());
-        let end = self.poll_until(stop, &context).and_then(|()| Ok(self.leave(&context)?));
+        let end = self.poll_until_stopped(&context).and_then(|()| Ok(self.leave(&context)?));
         // After a failure nothing may be committed any more.
         context.leaving.store(true, Ordering::Relaxed);
         self.close();
         end
     }
 
-    fn poll_until(&self, stop: &AtomicBool, context: &Context) -> anyhow::Result<()> {
+    fn poll_until_stopped(&self, context: &Context) -> anyhow::Result<()> {
         let mut effects = Vec::new();
-        while !stop.load(Ordering::Relaxed) {
+        while !context.stop.load(Ordering::Relaxed) {
+            context.await_log();
             self.turn(context, &mut effects)?;
             if let Some((code, reason)) = self.consumer.client().fatal_error() {
                 let Membership { group, name, .. } = &context.membership;
@@ -918,7 +957,7 @@ impl Ingestion {
             _ => None,
         };
         if code == Some(RDKafkaErrorCode::AutoOffsetReset) {
-            if context.is_due("KAFKA_REFUSED", error) {
+            if context.is_due("KAFKA_REFUSED", "") {
                 tracing::warn!(
                     code = "KAFKA_REFUSED",
                     topic = context.topic,
@@ -934,7 +973,7 @@ impl Ingestion {
             return;
         }
         match code {
-            // `poll_until` says it.
+            // `poll_until_stopped` says it.
             _ if matches!(error, KafkaError::MessageConsumptionFatal(_)) => {
                 tracing::debug!(%error, "poll");
             }
@@ -949,7 +988,7 @@ impl Ingestion {
             ) => tracing::debug!(%error, "poll"),
             _ => {
                 lock(&context.shared.snapshot).last_error = Some(error.to_string());
-                if context.is_due("KAFKA_POLL", error) {
+                if context.is_due("KAFKA_POLL", &error.to_string()) {
                     tracing::warn!(code = "KAFKA_POLL", topic = context.topic, %error, "poll");
                 }
             }
@@ -1007,7 +1046,7 @@ impl Ingestion {
         match bounds(&self.consumer, &context.topic, partition) {
             Ok(bounds) => Some(bounds),
             Err(error) => {
-                if context.is_due("KAFKA_REFUSED", &error) {
+                if context.is_due("KAFKA_REFUSED", &error.to_string()) {
                     tracing::warn!(
                         code = "KAFKA_REFUSED",
                         topic = context.topic,
@@ -1108,16 +1147,29 @@ fn milliseconds(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// Most bytes of one fetch, as they travel; a batch that is longer comes alone.
+const FETCH_BYTES: &str = "262144";
+
 /// How any client of ours reaches the brokers. What an operator may tune comes first; what the guarantee needs cannot be
 /// overridden and is set behind it.
 fn connection(kafka: &KafkaConfig) -> Result<ClientConfig, SecretError> {
     let mut config = ClientConfig::new();
     config
         .set("fetch.wait.max.ms", "100")
-        .set("fetch.queue.backoff.ms", "20")
-        .set("queued.max.messages.kbytes", "32768")
+        .set("fetch.queue.backoff.ms", "10")
+        // Memory: what a fetch brings is counted as it travels, and unpacks to many times that; messages that wait cost
+        // 300 bytes each besides. A line of 10 kB/s carries a fetch before it times out. docs/memory.md has the sums.
+        .set("message.max.bytes", FETCH_BYTES)
+        .set("fetch.max.bytes", FETCH_BYTES)
+        .set("fetch.message.max.bytes", FETCH_BYTES)
+        .set("queued.max.messages.kbytes", "4096")
+        .set("queued.min.messages", "10000")
+        // A connection that died without a word is given up after so long; an answer takes no longer.
+        .set("socket.timeout.ms", "30000")
+        .set("socket.connection.setup.timeout.ms", "10000")
         .set("socket.keepalive.enable", "true")
         .set("topic.metadata.refresh.interval.ms", "30000")
+        .set("reconnect.backoff.ms", "200")
         .set("reconnect.backoff.max.ms", "5000")
         .set("check.crcs", "true");
     for (property, value) in &kafka.properties {

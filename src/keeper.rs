@@ -491,7 +491,7 @@ mod tests {
         let delivered = DeliveredOffsets::new(&nothing, Position::ZERO, Position::ZERO);
         let delivered = Arc::new(Mutex::new(delivered));
         let mut keeper = Keeper::new(wal.clone(), Arc::clone(&delivered), nothing);
-        keeper.opened("cluster", "topic", &BTreeMap::new()).unwrap();
+        keeper.opened(&TopicIdentity::default(), &BTreeMap::new()).unwrap();
         keeper.testify(&[Testimony { partition: 0, from: 0, next: 10 }]);
         let due = |keeper: &mut Keeper<SimDisk>| {
             let commits = keeper.due(now, 0);

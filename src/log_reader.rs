@@ -10,13 +10,15 @@ use std::time::Duration;
 use storage::definitions::DefinitionMemory;
 use wal::{Chunk, Fs, GapReason, Position, ReadOutcome, Reader, Wal, WalError};
 
+use crate::config::ExpiredBacklog;
 use crate::delivered::{DeliveredOffsets, StretchOffsets};
+use crate::envelope::Envelope;
 use crate::gather::{Gather, GatherConfig, Gathered};
 
 /// Bytes read from the log at a time.
 const CHUNK_BYTES: usize = 1 << 20;
 /// A gather ends when it holds so many bytes of records.
-const GATHER_BYTES_MAX: usize = 64 << 20;
+const GATHER_BYTES_MAX: usize = 16 << 20;
 
 /// When a gather is complete.
 #[derive(Debug, Clone, Copy)]
@@ -43,6 +45,10 @@ pub struct LogReader<F: Fs> {
     wal: Wal<F>,
     reader: Reader<F>,
     chunk: Chunk,
+    /// The chunk was read and not taken yet.
+    chunk_waits: bool,
+    expired: ExpiredBacklog,
+    held: bool,
     config: GatherConfig,
     look_ahead: LookAhead,
     memory: Arc<Mutex<DefinitionMemory>>,
@@ -70,6 +76,9 @@ impl<F: Fs> LogReader<F> {
             wal,
             reader,
             chunk: Chunk::default(),
+            chunk_waits: false,
+            expired: ExpiredBacklog::default(),
+            held: false,
             config,
             look_ahead,
             memory,
@@ -79,6 +88,20 @@ impl<F: Fs> LogReader<F> {
             missing: None,
             delivered,
         }
+    }
+
+    /// What is done about a backlog that is older than the retention.
+    #[must_use]
+    pub fn with_expired(mut self, expired: ExpiredBacklog) -> Self {
+        self.expired = expired;
+        self
+    }
+
+    /// True while more than a hundredth of what comes next is older than the retention by the wall clock, and that is not
+    /// believed: a clock that is wrong must not discard a backlog. Goes on by itself when the clock is right.
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        self.held
     }
 
     /// Position of the next record to be looked at.
@@ -131,8 +154,18 @@ impl<F: Fs> LogReader<F> {
             if full || self.missing.is_some() {
                 return Ok(self.finish(now_ms));
             }
+            if self.chunk_waits {
+                self.held =
+                    self.expired == ExpiredBacklog::Wait && self.is_older_than_retention(now_ms);
+                if self.held {
+                    return Ok(self.finish(now_ms));
+                }
+                self.chunk_waits = false;
+                self.take_chunk(now, now_ms);
+                continue;
+            }
             match self.reader.next(&mut self.chunk, CHUNK_BYTES)? {
-                ReadOutcome::Records => self.take_chunk(now, now_ms),
+                ReadOutcome::Records => self.chunk_waits = true,
                 ReadOutcome::Gap(positions, _) if self.is_all_acked(&positions) => {
                     // Delivered and gone: nothing is missing.
                     let gathered = self.finish(now_ms);
@@ -160,6 +193,22 @@ impl<F: Fs> LogReader<F> {
                 }
             }
         }
+    }
+
+    /// Whether more than a hundredth of the chunk would be dropped.
+    fn is_older_than_retention(&self, now_ms: i64) -> bool {
+        let retention_ms = i64::try_from(self.config.retention.as_millis()).unwrap_or(i64::MAX);
+        let (mut records, mut old) = (0_usize, 0_usize);
+        for (position, record) in self.chunk.iter() {
+            records = records.saturating_add(1);
+            let is_old = Envelope::decode(record).is_ok_and(|envelope| {
+                envelope.effective_time(retention_ms).age_ms(now_ms) >= retention_ms
+            });
+            if is_old && !self.wal.is_acked(position) {
+                old = old.saturating_add(1);
+            }
+        }
+        old.saturating_mul(100) > records
     }
 
     fn take_chunk(&mut self, now: Duration, now_ms: i64) {
@@ -191,5 +240,79 @@ impl<F: Fs> LogReader<F> {
         let (gather, _) = self.gather.take()?;
         let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
         Some(gather.finish(&mut memory, now_ms))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use storage::IdScheme;
+    use wal::sim::SimDisk;
+    use wal::{Batch, NoCarry, WalConfig};
+
+    use super::*;
+    use crate::envelope::TimestampType;
+    use crate::gather::Kind;
+    use crate::offset_note::NextOffsets;
+
+    const NOW_MS: i64 = 1_800_000_000_000;
+    const RETENTION: Duration = Duration::from_secs(3600);
+    const RETENTION_MS: i64 = 3_600_000;
+
+    fn reader() -> LogReader<SimDisk> {
+        let (wal, _) =
+            Wal::open(SimDisk::new(1), WalConfig::default(), Box::new(NoCarry), Duration::ZERO)
+                .unwrap();
+        let mut batch = Batch::new();
+        for offset in 0..10 {
+            let payload = format!(r#"{{"metric":{{"name":"m","timestamp":{offset},"value":1}}}}"#);
+            let message = Envelope {
+                topic: "metrics",
+                partition: 0,
+                offset,
+                leader_epoch: -1,
+                timestamp_ms: NOW_MS,
+                timestamp_type: TimestampType::Created,
+                received_ms: NOW_MS,
+                key: None,
+                payload: Some(payload.as_bytes()),
+            };
+            batch.push_with(|out| message.encode_into(out)).unwrap();
+        }
+        let _durable_soon = wal.append(batch).unwrap();
+        wal.commit().unwrap();
+        let config = GatherConfig {
+            kind: Kind::Metrics,
+            scheme: IdScheme::Sha256,
+            retention: RETENTION,
+            definition_refresh: RETENTION,
+            batch_rows_max: 100,
+            batch_bytes_max: 1 << 16,
+            message_bytes_max: 1 << 20,
+        };
+        let look_ahead = LookAhead { rows_max: 100, freshness: Duration::ZERO };
+        let memory = Arc::new(Mutex::new(DefinitionMemory::new(10, RETENTION)));
+        let delivered =
+            DeliveredOffsets::new(&NextOffsets::default(), Position::ZERO, wal.durable().through());
+        LogReader::new(wal, config, look_ahead, memory, Arc::new(Mutex::new(delivered)))
+    }
+
+    #[test]
+    fn a_clock_that_jumps_ahead_does_not_discard_a_backlog() {
+        let mut reader = reader();
+        let ahead_ms = NOW_MS + RETENTION_MS;
+        for _ in 0..3 {
+            assert!(reader.pull(true, Duration::ZERO, ahead_ms).unwrap().is_none());
+            assert!(reader.is_held());
+        }
+        let gathered = reader.pull(true, Duration::ZERO, NOW_MS + 5).unwrap().unwrap();
+        assert!(!reader.is_held(), "the clock is right again");
+        assert_eq!((gathered.counts.rows, gathered.counts.expired), (10, 0));
+    }
+
+    #[test]
+    fn a_backlog_that_is_really_too_old_is_dropped_when_that_is_wanted() {
+        let mut reader = reader().with_expired(ExpiredBacklog::Drop);
+        let gathered = reader.pull(true, Duration::ZERO, NOW_MS + RETENTION_MS).unwrap().unwrap();
+        assert_eq!((gathered.counts.rows, gathered.counts.expired), (0, 10));
     }
 }

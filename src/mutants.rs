@@ -10,3 +10,12 @@ pub fn of_the_log() -> wal::Mutant {
         _ => wal::Mutant::None,
     }
 }
+
+/// How far this process's wall clock is off, from the environment.
+pub fn clock_error_ms() -> i64 {
+    static ERROR_MS: std::sync::OnceLock<i64> = std::sync::OnceLock::new();
+    *ERROR_MS.get_or_init(|| {
+        let text = std::env::var("MONASCA_PERSISTER_CLOCK_ERROR_MS");
+        text.ok().and_then(|text| text.parse().ok()).unwrap_or(0)
+    })
+}

@@ -45,6 +45,8 @@ use crate::writers::{Answer, Writers};
 
 /// How often the log is checkpointed and reclaimed.
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(1);
+/// No more is read ahead while rows of so many bytes are held.
+const HELD_BYTES_MAX: usize = 16 << 20;
 /// A record of the log holds a message of any length that the configuration allows.
 const RECORD_BYTES_MAX: usize = 64 << 20;
 
@@ -73,6 +75,8 @@ pub struct DeliverSnapshot {
     pub writers: Vec<WriterCounts>,
     /// Stretches of the log that could not be read.
     pub gaps: Vec<LogGap>,
+    /// Delivery waits, because what comes next is older than the retention by this machine's clock.
+    pub expired_held: bool,
 }
 
 /// What one writer thread did.
@@ -210,7 +214,7 @@ impl Pipeline {
         };
         let (ledger, ledger_handle) = {
             let fatal = surroundings.fatal.clone();
-            LedgerThread::spawn(format!("{}-ledger", name), ledger_keeper, move |error| {
+            LedgerThread::spawn(format!("{name}-ledger"), ledger_keeper, move |error| {
                 drop(fatal.try_send(anyhow::Error::new(error).context("ledger")));
             })
             .context("start ledger thread")?
@@ -241,25 +245,26 @@ impl Pipeline {
             ..IngestConfig::default()
         };
         let intake = Intake::new(ingest_config, wal.clone()).context("read offsets of the log")?;
+        let stop_ingest = Arc::new(AtomicBool::new(false));
         let ingestion = Ingestion::new(
             &config.kafka,
             pipeline,
-            instance::member_name(config, &surroundings.instance, kind.name()),
+            instance::member_name(config, &surroundings.instance, name),
             intake,
             ingest_shared,
             ledger_handle.clone(),
+            Arc::clone(&stop_ingest),
             started,
         )
         .context("create Kafka consumer")?;
         let committer = Committer::spawn(wal.clone()).context("start committer thread")?;
 
-        let stop_ingest = Arc::new(AtomicBool::new(false));
         let closing = Arc::new(AtomicBool::new(false));
         let give_up = CancellationToken::new();
 
         let ingest = {
-            let (stop, fatal) = (Arc::clone(&stop_ingest), surroundings.fatal.clone());
-            spawn(format!("{}-ingest", name), move || match ingestion.run(&stop) {
+            let fatal = surroundings.fatal.clone();
+            spawn(format!("{name}-ingest"), move || match ingestion.run() {
                 Ok(end) => Some(end),
                 Err(error) => {
                     // The channel takes the first reason; a later one changes nothing.
@@ -288,11 +293,12 @@ impl Pipeline {
                 look_ahead,
                 Arc::clone(&memory),
                 Arc::clone(&delivered),
-            );
+            )
+            .with_expired(config.expired_backlog);
             let damage = Damage { dir: log_dir(name, config), delivered: Arc::clone(&delivered) };
             let (closing, give_up) = (Arc::clone(&closing), give_up.clone());
             let (view, fatal) = (Arc::clone(&view), surroundings.fatal.clone());
-            spawn(format!("{}-reader", name), move || {
+            spawn(format!("{name}-reader"), move || {
                 if let Err(error) =
                     read_log(log_reader, &damage, &view, &gathers, &closing, &give_up, started)
                 {
@@ -338,7 +344,7 @@ impl Pipeline {
         };
         let deliver = {
             let fatal = surroundings.fatal.clone();
-            spawn(format!("{}-deliver", name), move || {
+            spawn(format!("{name}-deliver"), move || {
                 if let Err(error) = stage.run() {
                     drop(fatal.try_send(error.context("deliver")));
                 }
@@ -487,6 +493,7 @@ fn read_log(
     give_up: &CancellationToken,
     started: Instant,
 ) -> anyhow::Result<()> {
+    let mut held = false;
     while !give_up.is_cancelled() {
         // Read before pulling: what was appended before closing is durable by then.
         let hurry = closing.load(Ordering::Relaxed);
@@ -512,9 +519,17 @@ fn read_log(
             }
             continue;
         }
+        if log_reader.is_held() != held {
+            held = log_reader.is_held();
+            say_held(view, held);
+        }
         let Some(mut gathered) = gathered else {
             if hurry {
                 return Ok(());
+            }
+            if held {
+                std::thread::sleep(Duration::from_millis(500));
+                continue;
             }
             let wait = log_reader.due().map_or(Duration::from_millis(200), |due| {
                 due.saturating_sub(started.elapsed())
@@ -536,6 +551,21 @@ fn read_log(
         }
     }
     Ok(())
+}
+
+fn say_held(view: &PipelineView, held: bool) {
+    let pipeline = view.name;
+    view.deliver.lock().unwrap_or_else(PoisonError::into_inner).expired_held = held;
+    if held {
+        tracing::error!(
+            code = "EXPIRED_HELD",
+            pipeline,
+            "what waits in the log is older than the retention by this machine's clock: delivery waits until the clock \
+             is right. If it is, and these rows are to be dropped: expired_backlog: drop"
+        );
+    } else {
+        tracing::info!(pipeline, "what waits in the log is not too old any more: delivery goes on");
+    }
 }
 
 /// What is done about positions of the log that cannot be read.
@@ -592,6 +622,7 @@ impl DeliverStage {
     fn run(mut self) -> anyhow::Result<()> {
         let mut last_checkpoint = Duration::ZERO;
         let mut more_to_come = true;
+        let mut said_blocked = false;
         let mut writer_counts = self.view.deliver().writers;
         while (more_to_come || !self.delivery.is_idle()) && !self.give_up.is_cancelled() {
             let now = self.started.elapsed();
@@ -633,8 +664,16 @@ impl DeliverStage {
             }
             self.publish(&writer_counts);
 
-            let room =
-                more_to_come && self.delivery.machine().outstanding_rows() < self.rows_held_max;
+            // Dead letters without room hold up what follows them, as a full log does: it waits in the main log.
+            let blocked = self.delivery.dead_letters_blocked();
+            if blocked != said_blocked {
+                said_blocked = blocked;
+                self.say_blocked(blocked);
+            }
+            let room = more_to_come
+                && !blocked
+                && self.delivery.machine().outstanding_rows() < self.rows_held_max
+                && self.delivery.held_bytes() < HELD_BYTES_MAX;
             let wait = self
                 .delivery
                 .machine()
@@ -704,6 +743,20 @@ impl DeliverStage {
             BreakerState::Closed | BreakerState::HalfOpen => {
                 tracing::info!(pipeline = self.view.name, "store takes rows again");
             }
+        }
+    }
+
+    fn say_blocked(&self, blocked: bool) {
+        let pipeline = self.view.name;
+        if blocked {
+            tracing::error!(
+                code = "DEAD_LETTERS_FULL",
+                pipeline,
+                "dead letters have no room: delivery waits, and nothing is skipped. Raise wal.dead_letters_bytes_max and \
+                 start again, or make room on the disk"
+            );
+        } else {
+            tracing::info!(pipeline, "dead letters have room: delivery goes on");
         }
     }
 

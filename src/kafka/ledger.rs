@@ -3,7 +3,7 @@
 //! It has a client of its own, with the ledger's group and without membership: what it reads and commits never moves
 //! the position of the group that consumes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -30,6 +30,8 @@ use crate::offset_ranges::OffsetRange;
 use crate::offsets::Testimony;
 use crate::orders::{Order, Orders};
 use crate::retention::{Behind, RetentionForecast};
+use crate::said::Said;
+use crate::silence::Silences;
 use crate::topic_identity::TopicIdentity;
 
 /// How long the thread waits for something to do.
@@ -127,8 +129,10 @@ pub struct OtherLedger {
     pub instance: String,
     /// Messages it took and did not deliver.
     pub owed_offsets: u64,
-    /// When it was last heard of, milliseconds since the epoch.
+    /// When it says that it said something last, milliseconds since the epoch by its own clock. Nothing is decided by it.
     pub heard_ms: i64,
+    /// For how long nothing new was heard of it, by our own clock, since this process began to listen.
+    pub silent_for_s: u64,
 }
 
 /// The consuming thread's end.
@@ -195,8 +199,11 @@ fn client(kafka: &KafkaConfig, group: &str) -> anyhow::Result<BaseConsumer<Conte
         .set("enable.auto.offset.store", "false")
         .set("auto.offset.reset", "error")
         .set("enable.partition.eof", "true")
-        .set("queued.max.messages.kbytes", "8192")
-        .set("fetch.message.max.bytes", "1048576");
+        // It never joins; but the library compares this with a max.poll.interval.ms that is set for all clients.
+        .set("session.timeout.ms", kafka.session_timeout.as_millis().to_string())
+        // One turn takes no more; see `connection`.
+        .set("queued.max.messages.kbytes", "1024")
+        .set("queued.min.messages", "2000");
     Ok(config.create_with_context(Context)?)
 }
 
@@ -335,10 +342,8 @@ impl LedgerKeeper {
         OTHERS_INTERVAL.min(Self::heartbeat(takeover_after)).max(Duration::from_secs(1))
     }
 
-    fn is_to_be_taken_over(&self, other: &OtherLedger, now_ms: i64) -> bool {
-        let Some(takeover_after) = self.kafka.takeover_after else { return false };
-        let after_ms = i64::try_from(takeover_after.as_millis()).unwrap_or(i64::MAX);
-        other.owed_offsets > 0 && now_ms.saturating_sub(other.heard_ms) > after_ms
+    fn is_to_be_taken_over(&self, owed_offsets: u64, silent_for: Duration) -> bool {
+        owed_offsets > 0 && self.kafka.takeover_after.is_some_and(|after| silent_for > after)
     }
 }
 
@@ -368,15 +373,17 @@ impl LedgerThread {
                 ..LedgerSnapshot::default()
             })),
         };
+        let silences = Silences::new(keeper.others_interval().saturating_mul(2));
         let driver = Driver {
             client,
             at: keeper,
+            silences,
             handle: handle.clone(),
             incoming,
             stop: Arc::clone(&stop),
             fetching: None,
             is_off: false,
-            said_error: None,
+            said: Said::default(),
             next_open: Duration::ZERO,
             next_commit: Duration::ZERO,
             next_others: Duration::from_secs(5),
@@ -421,7 +428,8 @@ struct Driver {
     /// Partition that is being fetched again, and its next offset.
     fetching: Option<(i32, i64)>,
     is_off: bool,
-    said_error: Option<String>,
+    said: Said,
+    silences: Silences<BTreeMap<i32, Written>>,
     next_open: Duration,
     next_commit: Duration,
     next_others: Duration,
@@ -480,14 +488,13 @@ impl Driver {
         }
     }
 
-    /// Says once what does not work, and again when it is something else.
-    fn failed(&mut self, what: &str, error: &impl std::fmt::Display) {
+    /// Says what does not work, once a minute.
+    fn failed(&mut self, what: &'static str, error: &impl std::fmt::Display) {
         let text = format!("{what}: {error}");
-        if self.said_error.as_ref() != Some(&text) {
+        if self.said.is_due("LEDGER", &text, self.now()) {
             tracing::warn!(code = "LEDGER", topic = self.at.topic, "{text}; tried again");
         }
-        lock(&self.handle.snapshot).last_error = Some(text.clone());
-        self.said_error = Some(text);
+        lock(&self.handle.snapshot).last_error = Some(text);
     }
 
     fn off(&mut self, error: &KafkaError) {
@@ -658,7 +665,6 @@ impl Driver {
         }
         match commit(&self.client, &self.at.topic, &commits) {
             Ok(()) => {
-                self.said_error = None;
                 lock(&self.handle.snapshot).last_error = None;
                 Some(news_of(self.at.keeper.confirmed(&commits, now)))
             }
@@ -919,7 +925,10 @@ impl Driver {
         };
         let mut others = Vec::new();
         let mut silent = Vec::new();
-        for instance in names.into_iter().filter(|name| *name != self.at.instance) {
+        let names: BTreeSet<String> =
+            names.into_iter().filter(|name| *name != self.at.instance).collect();
+        self.silences.keep(&names);
+        for instance in names {
             let Ok(ledger) = read_of(&self.at.kafka, &self.at.topic, &self.at.group, &instance)
             else {
                 continue;
@@ -927,15 +936,15 @@ impl Driver {
             let owed = ledger.iter().filter_map(|(partition, written)| {
                 ledger::owed(*partition, written.delivered, &written.entry)
             });
-            let other = OtherLedger {
-                instance,
-                owed_offsets: owed.map(|range| range.offsets()).sum(),
-                heard_ms: ledger.values().map(|written| written.entry.at_ms).max().unwrap_or(0),
-            };
-            if self.at.is_to_be_taken_over(&other, wall_ms()) {
-                silent.push(other.instance.clone());
+            let owed_offsets = owed.map(|range| range.offsets()).sum();
+            let heard_ms = ledger.values().map(|written| written.entry.at_ms).max().unwrap_or(0);
+            let now = self.now();
+            let silent_for = self.silences.look(&instance, ledger, now);
+            if self.at.is_to_be_taken_over(owed_offsets, silent_for) {
+                silent.push(instance.clone());
             }
-            others.push(other);
+            let silent_for_s = silent_for.as_secs();
+            others.push(OtherLedger { instance, owed_offsets, heard_ms, silent_for_s });
         }
         lock(&self.handle.snapshot).others = others;
         for instance in silent {

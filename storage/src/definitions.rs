@@ -26,6 +26,9 @@ struct Entry {
     written_at_ms: i64,
 }
 
+/// A clock is set back by less than this all the time.
+const CLOCK_STEP_MS: i64 = 60 * 60 * 1000;
+
 /// The memory.
 #[derive(Debug)]
 pub struct DefinitionMemory {
@@ -47,7 +50,11 @@ impl DefinitionMemory {
     pub fn need(&self, id: &MetricId, now_ms: i64) -> Need {
         match self.entries.get(id) {
             None => Need::Write { created_at_ms: now_ms },
-            Some(entry) if now_ms.saturating_sub(entry.written_at_ms) >= self.due_after_ms(id) => {
+            // Written in the future: the clock was wrong then. Whatever that did to its time to live, it is due.
+            Some(entry)
+                if now_ms.saturating_sub(entry.written_at_ms) >= self.due_after_ms(id)
+                    || entry.written_at_ms > now_ms.saturating_add(CLOCK_STEP_MS) =>
+            {
                 Need::Write { created_at_ms: entry.created_at_ms }
             }
             Some(_) => Need::No,
@@ -102,6 +109,15 @@ mod tests {
 
     fn id(number: u32) -> MetricId {
         metric_id(IdScheme::Sha256, "", "", &number.to_string(), std::iter::empty())
+    }
+
+    #[test]
+    fn a_definition_written_by_a_clock_that_was_ahead_is_needed_again() {
+        const DAY_MS: i64 = 24 * 60 * 60 * 1000;
+        let mut memory = DefinitionMemory::new(10, Duration::from_secs(24 * 60 * 60));
+        memory.written(&id(1), 0, 2 * DAY_MS);
+        assert_eq!(memory.need(&id(1), 2 * DAY_MS - 1000), Need::No, "a small step back");
+        assert_eq!(memory.need(&id(1), DAY_MS), Need::Write { created_at_ms: 0 });
     }
 
     #[test]

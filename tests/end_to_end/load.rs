@@ -96,6 +96,24 @@ impl Load {
         plan: Plan,
         partition: impl Fn(bool, usize) -> Option<i32> + Send + 'static,
     ) -> Self {
+        let messages = messages(plan, crate::persister::now_ms());
+        Self::send(kafka, site, messages, plan.per_s, partition)
+    }
+
+    /// Sends these messages.
+    pub fn of(kafka: &Kafka, site: &Site, messages: Vec<Sent>, per_s: u64) -> Self {
+        Self::send(kafka, site, messages, per_s, |is_metric, sequence| {
+            is_metric.then(|| i32::try_from(sequence % 4).unwrap())
+        })
+    }
+
+    fn send(
+        kafka: &Kafka,
+        site: &Site,
+        messages: Vec<Sent>,
+        per_s: u64,
+        partition: impl Fn(bool, usize) -> Option<i32> + Send + 'static,
+    ) -> Self {
         let recorder = Recorder::default();
         let producer: ThreadedProducer<Recorder> = ClientConfig::new()
             .set("bootstrap.servers", kafka.bootstrap())
@@ -109,10 +127,9 @@ impl Load {
             .unwrap();
         let (metrics_topic, alarms_topic) = (site.metrics_topic.clone(), site.alarms_topic.clone());
         let thread = std::thread::spawn(move || {
-            let messages = messages(plan, crate::persister::now_ms());
             let begun = Instant::now();
             for (sequence, sent) in messages.iter().enumerate() {
-                let due = Duration::from_micros(1_000_000 * sequence as u64 / plan.per_s);
+                let due = Duration::from_micros(1_000_000 * sequence as u64 / per_s);
                 if let Some(ahead) = due.checked_sub(begun.elapsed()) {
                     std::thread::sleep(ahead);
                 }
@@ -162,6 +179,37 @@ impl Load {
     }
 }
 
+/// Text that no compression makes much shorter, another for each seed.
+pub fn noise(seed: usize, bytes: usize) -> String {
+    const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+-";
+    let mut dice = crate::Dice::from(seed as u64);
+    (0..bytes).map(|_| char::from(LETTERS[usize::try_from(dice.below(64)).unwrap()])).collect()
+}
+
+/// Alarm transitions with a long reason each: they fill a log.
+pub fn long_transitions(messages: usize, bytes: usize) -> Vec<Sent> {
+    let begin_ms = crate::persister::now_ms() - 1_000_000;
+    let sent = |number| {
+        let time_ms = begin_ms + i64::try_from(number).unwrap();
+        transition(number, time_ms, &noise(number, bytes))
+    };
+    (0..messages).map(sent).collect()
+}
+
+/// Poison with so many bytes in each message, and a metric behind each.
+pub fn long_poison(messages: usize, bytes: usize) -> Vec<Sent> {
+    let begin_ms = crate::persister::now_ms() - 1_000_000;
+    let plan = Plan { metrics: messages, series: 50, alarms: 0, per_s: 1, later_ms: 0 };
+    (0..messages)
+        .flat_map(|number| {
+            let timestamp_ms = begin_ms + i64::try_from(number).unwrap();
+            let payload = noise(number, bytes).into_bytes();
+            let poison = Sent { payload, timestamp_ms, expected: Expected::DeadLetter };
+            [poison, metric(plan, number, timestamp_ms)]
+        })
+        .collect()
+}
+
 fn messages(plan: Plan, now_ms: i64) -> Vec<Sent> {
     let mut messages = Vec::new();
     let every = (plan.metrics / plan.alarms.max(1)).max(1);
@@ -176,7 +224,8 @@ fn messages(plan: Plan, now_ms: i64) -> Vec<Sent> {
         if number % every == 0 && number / every < plan.alarms {
             let timestamp_ms =
                 now_ms - 1_000_000 + plan.later_ms + i64::try_from(messages.len()).unwrap();
-            messages.push(transition(number / every, timestamp_ms));
+            let reason = format!("reason {}", number / every);
+            messages.push(transition(number / every, timestamp_ms, &reason));
         }
     }
     messages
@@ -202,10 +251,9 @@ fn metric(plan: Plan, number: usize, timestamp_ms: i64) -> Sent {
     }
 }
 
-fn transition(number: usize, timestamp_ms: i64) -> Sent {
+fn transition(number: usize, timestamp_ms: i64, reason: &str) -> Sent {
     let (alarm_id, new_state) =
         (format!("alarm-{}", number % 40), ["OK", "ALARM", "UNDETERMINED"][number % 3]);
-    let reason = format!("reason {number}");
     let payload = format!(
         r#"{{"alarm-transitioned":{{"tenantId":"tenant","alarmId":"{alarm_id}","metrics":[],"oldState":"OK","newState":"{new_state}","stateChangeReason":"{reason}","subAlarms":[],"timestamp":{timestamp_ms}}}}}"#
     )
@@ -214,7 +262,7 @@ fn transition(number: usize, timestamp_ms: i64) -> Sent {
         alarm_id,
         time_ms: timestamp_ms,
         new_state: new_state.to_owned(),
-        reason,
+        reason: reason.to_owned(),
     };
     Sent { payload, timestamp_ms, expected }
 }

@@ -14,10 +14,14 @@
 )]
 
 mod audit;
+mod back_pressure;
+mod clock;
 mod gaps;
 mod ledger;
 mod load;
 mod members;
+mod memory;
+mod network;
 mod persister;
 mod rebalance;
 
@@ -42,6 +46,10 @@ impl Dice {
                     ^ std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs()
             });
         (Self(seed), seed)
+    }
+
+    fn from(seed: u64) -> Self {
+        Self(seed)
     }
 
     fn below(&mut self, end: u64) -> u64 {

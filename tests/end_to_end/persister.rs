@@ -6,7 +6,11 @@ use harness::process::ProcessBuilder;
 use harness::{Cassandra, Kafka, Process, http};
 use tempfile::TempDir;
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_monasca-persister");
+/// The program, or another build of it that is to be tested.
+fn program() -> String {
+    std::env::var("MONASCA_PERSISTER_PROGRAM")
+        .unwrap_or_else(|_| env!("CARGO_BIN_EXE_monasca-persister").to_owned())
+}
 
 pub fn now_ms() -> i64 {
     i64::try_from(std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_millis()).unwrap()
@@ -49,6 +53,11 @@ impl Site {
         }
     }
 
+    /// Persisters reach Kafka there from now on, for example through a link.
+    pub fn reach_kafka_at(&mut self, bootstrap: String) {
+        self.bootstrap = bootstrap;
+    }
+
     pub fn groups(&self) -> [(String, &str); 2] {
         [
             (self.metrics_group.clone(), &self.metrics_topic),
@@ -81,7 +90,7 @@ impl Site {
 
     /// Runs a command of the program to its end: success, and what it printed.
     pub fn command(&self, instance: &str, arguments: &[&str]) -> (bool, String) {
-        let output = std::process::Command::new(PROGRAM)
+        let output = std::process::Command::new(program())
             .args(arguments)
             .envs(self.environment(instance))
             .output()
@@ -108,11 +117,11 @@ impl Site {
         let mut state = String::new();
         while Instant::now() < deadline {
             let behind = self.groups().iter().any(|(group, topic)| {
-                let mut ends = kafka.end_offsets(topic).unwrap_or_default();
+                let Ok(mut ends) = kafka.end_offsets(topic) else { return true };
                 ends.retain(|_, end| *end > 0);
                 let committed = kafka.committed(group, topic).unwrap_or_default();
                 state = format!("{group}: ends {ends:?}, committed {committed:?}");
-                ends.is_empty() || ends != committed
+                ends != committed
             });
             if !behind {
                 return Ok(());
@@ -142,7 +151,7 @@ impl Persister {
     pub fn launch(site: &Site, instance: &str, environment: &[(&str, &str)]) -> Self {
         let port = harness::free_port().unwrap();
         let mut builder =
-            ProcessBuilder::new(PROGRAM, site.dir.path().join(format!("{instance}.log")))
+            ProcessBuilder::new(program(), site.dir.path().join(format!("{instance}.log")))
                 .args(["run"])
                 .env("MONASCA_PERSISTER__HTTP__BIND", format!("127.0.0.1:{port}"));
         for (name, value) in site.environment(instance) {
@@ -224,6 +233,45 @@ impl Persister {
         serde_json::from_str(&body).unwrap()
     }
 
+    /// What one pipeline says of its backlog.
+    pub fn backlog(&self, pipeline: &str) -> serde_json::Value {
+        self.json("/api/v1/backlog")["pipelines"][pipeline].clone()
+    }
+
+    /// Codes of what is the matter.
+    pub fn reasons(&self) -> Vec<String> {
+        let status = self.json("/api/v1/status");
+        let reasons = status["reasons"].as_array().unwrap();
+        reasons.iter().map(|reason| reason["code"].as_str().unwrap().to_owned()).collect()
+    }
+
+    /// Waits until `done` says so; `what` is what it is waited for.
+    pub fn wait(&self, what: &str, timeout: Duration, done: impl Fn(&Self) -> bool) {
+        let deadline = Instant::now() + timeout;
+        while !done(self) {
+            assert!(
+                Instant::now() < deadline,
+                "not {what} after {timeout:?}: {}\n{}",
+                self.json("/api/v1/status"),
+                self.process.log_tail()
+            );
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// Supervisors would leave it alone.
+    pub fn is_alive(&self) -> bool {
+        http::get(&format!("{}/livez", self.url)).is_ok_and(|(status, _)| status == 200)
+    }
+
+    /// The most memory it has had, in bytes.
+    pub fn memory_peak(&self) -> u64 {
+        let path = format!("/proc/{}/status", self.process.pid().unwrap());
+        let status = std::fs::read_to_string(path).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+    }
+
     /// Rows that the store has confirmed to this process.
     pub fn rows_written(&self) -> u64 {
         let status = self.json("/api/v1/status");
@@ -250,10 +298,15 @@ impl Persister {
 
     /// Waits until the group has given this process so many partitions of the metrics.
     pub fn wait_assigned(&self, partitions: usize, timeout: Duration) {
+        self.wait_partitions("metrics", partitions, timeout);
+    }
+
+    /// Waits until the group has given this process so many partitions of a pipeline.
+    pub fn wait_partitions(&self, pipeline: &str, partitions: usize, timeout: Duration) {
         let deadline = Instant::now() + timeout;
         loop {
-            let backlog = self.json("/api/v1/backlog");
-            let assigned = &backlog["pipelines"]["metrics"]["partitions"];
+            let backlog = self.backlog(pipeline);
+            let assigned = &backlog["partitions"];
             if assigned.as_object().unwrap().len() == partitions {
                 return;
             }

@@ -12,11 +12,12 @@ use rdkafka::admin::{
 };
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::message::Message as _;
 use rdkafka::{Offset, TopicPartitionList};
 use tempfile::TempDir;
 
 use crate::process::{Process, ProcessBuilder};
-use crate::{HarnessError, free_port, jars};
+use crate::{HarnessError, Link, free_port, jars};
 
 const NAME: &str = "kafka-4.3.1";
 const READY_WAIT: Duration = Duration::from_secs(120);
@@ -30,6 +31,7 @@ pub struct KafkaBuilder {
     properties: String,
     cpu: Option<usize>,
     listeners: Vec<(String, String)>,
+    links: Vec<String>,
     users: Vec<String>,
     system_properties: Vec<String>,
 }
@@ -40,6 +42,13 @@ impl KafkaBuilder {
     #[must_use]
     pub fn listener(mut self, name: &str, protocol: &str) -> Self {
         self.listeners.push((name.to_owned(), protocol.to_owned()));
+        self
+    }
+
+    /// Adds a plaintext listener that clients reach through a link only; see [`Kafka::link`].
+    #[must_use]
+    pub fn link(mut self, name: &str) -> Self {
+        self.links.push(name.to_owned());
         self
     }
 
@@ -102,10 +111,25 @@ impl KafkaBuilder {
             // By name, because certificates are made for names.
             listeners.insert(name.clone(), format!("localhost:{}", free_port()?));
         }
+        let mut links = BTreeMap::new();
+        for name in &self.links {
+            let at = format!("127.0.0.1:{}", free_port()?);
+            links.insert(name.clone(), Linked { link: Link::to(&at)?, at });
+        }
+        let named = |list: &mut dyn Iterator<Item = (&String, String)>| {
+            list.map(|(name, at)| format!(",{name}://{at}")).collect::<String>()
+        };
+        let unlinked = || listeners.iter().map(|(name, at)| (name, at.clone()));
         let properties = include_str!("../services/kafka/server.properties")
             .replace(
                 "@LISTENERS@",
-                &listeners.iter().map(|(name, at)| format!(",{name}://{at}")).collect::<String>(),
+                &named(&mut unlinked().chain(links.iter().map(|(name, to)| (name, to.at.clone())))),
+            )
+            .replace(
+                "@ADVERTISED_LISTENERS@",
+                &named(
+                    &mut unlinked().chain(links.iter().map(|(name, to)| (name, to.link.addr()))),
+                ),
             )
             .replace(
                 "@PROTOCOLS@",
@@ -113,6 +137,7 @@ impl KafkaBuilder {
                     .listeners
                     .iter()
                     .map(|(name, protocol)| format!(",{name}:{protocol}"))
+                    .chain(self.links.iter().map(|name| format!(",{name}:PLAINTEXT")))
                     .collect::<String>(),
             )
             .replace("@PORT@", &port.to_string())
@@ -157,6 +182,7 @@ impl KafkaBuilder {
             bootstrap,
             local: format!("127.0.0.1:{port}"),
             listeners,
+            links,
             dir: Some(dir),
         };
         kafka.wait_ready()?;
@@ -172,7 +198,15 @@ pub struct Kafka {
     bootstrap: String,
     local: String,
     listeners: BTreeMap<String, String>,
+    links: BTreeMap<String, Linked>,
     dir: Option<TempDir>,
+}
+
+/// A listener, and the link that clients reach it through.
+#[derive(Debug)]
+struct Linked {
+    link: Link,
+    at: String,
 }
 
 impl Kafka {
@@ -200,6 +234,38 @@ impl Kafka {
     #[must_use]
     pub fn listener(&self, name: &str) -> Option<&str> {
         self.listeners.get(name).map(String::as_str)
+    }
+
+    /// The link of a listener that [`KafkaBuilder::link`] added; its address is the one for clients.
+    #[must_use]
+    pub fn link(&self, name: &str) -> Option<&Link> {
+        self.links.get(name).map(|linked| &linked.link)
+    }
+
+    /// Starts it again, after a kill or a stop, with this listener on another port behind `link`: clients are told to
+    /// come there. The old link leads to the new port as well, as a name does that is still looked up.
+    ///
+    /// # Errors
+    /// As [`Kafka::start`], or there is no such listener.
+    pub fn restart_behind(&mut self, name: &str, link: &Link) -> Result<(), HarnessError> {
+        let (Some(linked), Some(dir)) = (self.links.get_mut(name), self.dir.as_ref()) else {
+            return Err(HarnessError::Missing(format!("no listener {name} behind a link")));
+        };
+        let path = dir.path().join("server.properties");
+        let properties =
+            std::fs::read_to_string(&path).map_err(HarnessError::io("read properties"))?;
+        let at = format!("127.0.0.1:{}", free_port()?);
+        let moved = properties
+            .replace(&format!("{name}://{}", linked.at), &format!("{name}://{at}"))
+            .replace(
+                &format!("{name}://{}", linked.link.addr()),
+                &format!("{name}://{}", link.addr()),
+            );
+        std::fs::write(&path, moved).map_err(HarnessError::io("write properties"))?;
+        linked.link.retarget(&at);
+        link.retarget(&at);
+        linked.at = at;
+        self.restart()
     }
 
     /// SIGKILL.
@@ -408,6 +474,51 @@ impl Kafka {
         Ok(ends)
     }
 
+    /// The generation of a group: it grows with every rebalance. Read from where the broker keeps it.
+    ///
+    /// # Errors
+    /// The broker does not answer, or has never heard of the group's members.
+    pub fn generation(&self, group: &str) -> Result<i32, HarnessError> {
+        const TOPIC: &str = "__consumer_offsets";
+        let consumer = consumer(&self.bootstrap, "generation")?;
+        let mut ends = BTreeMap::new();
+        let mut list = TopicPartitionList::new();
+        for partition in partitions(&consumer, TOPIC)? {
+            let (_, end) = consumer
+                .fetch_watermarks(TOPIC, partition, REQUEST_WAIT)
+                .map_err(failed("end offsets"))?;
+            if end > 0 {
+                ends.insert(partition, end);
+                list.add_partition_offset(TOPIC, partition, Offset::Beginning)
+                    .map_err(failed("assign"))?;
+            }
+        }
+        consumer.assign(&list).map_err(failed("assign"))?;
+        let deadline = Instant::now() + READY_WAIT;
+        let mut generation = None;
+        // The last record may be a transaction's mark, which nobody gets: a long silence is an end, too.
+        let mut quiet_s = 0;
+        while !ends.is_empty() && quiet_s < 10 && Instant::now() < deadline {
+            match consumer.poll(Duration::from_secs(1)) {
+                Some(Ok(message)) => {
+                    quiet_s = 0;
+                    generation = generation_of(group, &message).or(generation);
+                    if ends
+                        .get(&message.partition())
+                        .is_some_and(|end| message.offset() + 1 >= *end)
+                    {
+                        ends.remove(&message.partition());
+                    }
+                }
+                Some(Err(_)) | None => quiet_s += 1,
+            }
+        }
+        generation.ok_or_else(|| HarnessError::Kafka {
+            what: format!("generation of {group}"),
+            reason: "the broker has no record of its members".to_owned(),
+        })
+    }
+
     /// What `group` has committed for each partition of `topic` that it has committed anything for.
     ///
     /// # Errors
@@ -429,6 +540,20 @@ impl Kafka {
             })
             .collect())
     }
+}
+
+/// A record of `__consumer_offsets` that tells of a group's members: 2 and the group's name as key; version, kind of
+/// protocol and generation as the value begins.
+fn generation_of(group: &str, message: &rdkafka::message::BorrowedMessage<'_>) -> Option<i32> {
+    let key = message.key()?;
+    let (kind, name) = key.split_first_chunk::<2>()?;
+    if i16::from_be_bytes(*kind) != 2 || name.get(2..)? != group.as_bytes() {
+        return None;
+    }
+    let (_version, value) = message.payload()?.split_first_chunk::<2>()?;
+    let (length, value) = value.split_first_chunk::<2>()?;
+    let value = value.get(usize::try_from(i16::from_be_bytes(*length)).ok()?..)?;
+    Some(i32::from_be_bytes(*value.first_chunk::<4>()?))
 }
 
 impl Drop for Kafka {

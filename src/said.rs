@@ -10,13 +10,13 @@ const TEXTS_MAX: usize = 16;
 
 /// When which text was said.
 #[derive(Debug, Default)]
-pub(super) struct Said {
+pub(crate) struct Said {
     last: BTreeMap<&'static str, BTreeMap<String, Duration>>,
 }
 
 impl Said {
     /// Whether `text` is to be said now; it counts as said then.
-    pub(super) fn is_due(&mut self, code: &'static str, text: &str, now: Duration) -> bool {
+    pub(crate) fn is_due(&mut self, code: &'static str, text: &str, now: Duration) -> bool {
         let texts = self.last.entry(code).or_default();
         texts.retain(|_, said| now.saturating_sub(*said) < SAID_EVERY);
         if texts.contains_key(text) {
