@@ -447,7 +447,7 @@ impl Ingestion {
     ///
     /// # Errors
     /// A secret cannot be read, or librdkafka refuses a property; the message names it.
-    pub(crate) fn new(
+    pub fn new(
         kafka: &KafkaConfig,
         pipeline: &PipelineConfig,
         intake: Intake<DiskFs>,
@@ -750,7 +750,11 @@ fn connection(kafka: &KafkaConfig) -> Result<ClientConfig, SecretError> {
     Ok(config)
 }
 
-fn client_config(
+/// What the consumer of a pipeline is made with.
+///
+/// # Errors
+/// A secret cannot be read.
+pub fn client_config(
     kafka: &KafkaConfig,
     pipeline: &PipelineConfig,
 ) -> Result<ClientConfig, SecretError> {

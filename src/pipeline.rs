@@ -400,21 +400,8 @@ fn log_dir(kind: Kind, config: &Config) -> PathBuf {
 }
 
 fn open_log(kind: Kind, config: &Config, started: Instant) -> anyhow::Result<Wal<DiskFs>> {
-    const MIB: u64 = 1 << 20;
     let dir = log_dir(kind, config);
-    let (max_bytes, segment_bytes) = match kind {
-        Kind::Metrics => (config.wal.metrics_bytes_max.as_u64(), 64 * MIB),
-        Kind::Alarms => (config.wal.alarms_bytes_max.as_u64(), 4 * MIB),
-    };
-    let wal_config = WalConfig {
-        segment_bytes,
-        max_bytes,
-        hold_back: config.wal.hold_back,
-        min_free_bytes: config.wal.min_free_bytes.as_u64(),
-        #[cfg(feature = "mutants")]
-        mutant: crate::mutants::of_the_log(),
-        ..log_limits(max_bytes)
-    };
+    let wal_config = log_config(kind, config);
     let fs = DiskFs::open(&dir).with_context(|| format!("open log directory {}", dir.display()))?;
     let (wal, report) = Wal::open(fs, wal_config, Box::<OffsetCarry>::default(), started.elapsed())
         .with_context(|| format!("open log {}", dir.display()))?;
@@ -430,6 +417,25 @@ fn open_log(kind: Kind, config: &Config, started: Instant) -> anyhow::Result<Wal
         );
     }
     Ok(wal)
+}
+
+/// How the log of a pipeline is set up.
+#[must_use]
+pub fn log_config(kind: Kind, config: &Config) -> WalConfig {
+    const MIB: u64 = 1 << 20;
+    let (max_bytes, segment_bytes) = match kind {
+        Kind::Metrics => (config.wal.metrics_bytes_max.as_u64(), 64 * MIB),
+        Kind::Alarms => (config.wal.alarms_bytes_max.as_u64(), 4 * MIB),
+    };
+    WalConfig {
+        segment_bytes,
+        max_bytes,
+        hold_back: config.wal.hold_back,
+        min_free_bytes: config.wal.min_free_bytes.as_u64(),
+        #[cfg(feature = "mutants")]
+        mutant: crate::mutants::of_the_log(),
+        ..log_limits(max_bytes)
+    }
 }
 
 /// Limits on records and queue that fit a log of `max_bytes`.

@@ -92,7 +92,7 @@ pub struct OtherLedger {
 
 /// The consuming thread's end.
 #[derive(Clone)]
-pub(crate) struct LedgerHandle {
+pub struct LedgerHandle {
     requests: Sender<Request>,
     news: Arc<Mutex<Vec<LedgerNews>>>,
     snapshot: Arc<Mutex<LedgerSnapshot>>,
@@ -100,13 +100,13 @@ pub(crate) struct LedgerHandle {
 
 impl LedgerHandle {
     /// Has the ledger say this soon.
-    pub fn testify(&self, testimony: Vec<Testimony>) {
+    pub(crate) fn testify(&self, testimony: Vec<Testimony>) {
         // The thread ends after this one; until then a request that is lost is repeated.
         drop(self.requests.send(Request::Testify(testimony)));
     }
 
     /// Has the ledger say this at once; nothing in return when that takes too long.
-    pub fn settle(&self, testimony: Vec<Testimony>, wait: Duration) -> Vec<LedgerNews> {
+    pub(crate) fn settle(&self, testimony: Vec<Testimony>, wait: Duration) -> Vec<LedgerNews> {
         let (answer, answered) = crossbeam_channel::bounded(1);
         if self.requests.send(Request::Settle(testimony, answer)).is_err() {
             return Vec::new();
@@ -115,7 +115,7 @@ impl LedgerHandle {
     }
 
     /// What it has said since the last call.
-    pub fn news(&self) -> Vec<LedgerNews> {
+    pub(crate) fn news(&self) -> Vec<LedgerNews> {
         std::mem::take(&mut lock(&self.news))
     }
 
@@ -240,13 +240,20 @@ fn is_forbidden(error: &KafkaError) -> bool {
 }
 
 /// Everything the thread needs.
-pub(crate) struct LedgerKeeper {
+pub struct LedgerKeeper {
+    /// The brokers.
     pub kafka: KafkaConfig,
+    /// Topic of the pipeline.
     pub topic: String,
+    /// Group that consumes it.
     pub group: String,
+    /// Name that the ledger goes by.
     pub instance: String,
+    /// Decides what is said.
     pub keeper: Keeper<DiskFs>,
+    /// What a person wishes.
     pub orders: Orders,
+    /// Zero of monotonic time.
     pub started: Instant,
 }
 
@@ -270,13 +277,16 @@ impl LedgerKeeper {
 }
 
 /// The thread and its end.
-pub(crate) struct LedgerThread {
+pub struct LedgerThread {
     thread: std::thread::JoinHandle<()>,
     stop: Arc<AtomicBool>,
 }
 
 impl LedgerThread {
     /// Starts the thread. `failed` is told when the log fails under it.
+    ///
+    /// # Errors
+    /// A secret cannot be read, librdkafka refuses a property, or the system has no thread to give.
     pub fn spawn(
         name: String,
         keeper: LedgerKeeper,
