@@ -22,7 +22,9 @@
     reason = "a benchmark prints, and fails by panicking; its numbers are small"
 )]
 
-use std::path::{Path, PathBuf};
+mod common;
+
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -30,245 +32,27 @@ use std::time::{Duration, Instant};
 use harness::process::ProcessBuilder;
 use harness::{Cassandra, Kafka, Process, http};
 use monasca_persister::decode;
-use rdkafka::ClientConfig;
-use rdkafka::consumer::{BaseConsumer, Consumer as _};
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use scylla::client::session::Session;
 use scylla::client::session_builder::SessionBuilder;
 use scylla::statement::batch::{Batch, BatchType};
 use scylla::value::CqlTimestamp;
-use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::Value;
 use storage::IdScheme;
 use storage::cassandra::{CassandraConfig, schema};
-use tempfile::TempDir;
+
+use common::{
+    Figures, Line, Moment, SERIES, STEP_WAIT, Traffic, child, client_cpu, consume, settle, variable,
+};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_monasca-persister");
 const TOPIC: &str = "metrics";
 const PARTITIONS: usize = 4;
-const SERIES: usize = 10_000;
-/// Each series sends one value in this time.
-const PERIOD_MS: i64 = 10_000;
 const BATCH_ROWS_MAX: usize = 100;
 const IN_FLIGHT: usize = 64;
 const RETENTION_S: i32 = 45 * 24 * 60 * 60;
 const REPLICATION: &str = "{'class': 'SimpleStrategy', 'replication_factor': 1}";
 /// Often enough for a run of a second, seldom enough to cost nothing.
 const POLL: Duration = Duration::from_millis(20);
-const STEP_WAIT: Duration = Duration::from_secs(600);
-
-/// What a process used since it began.
-#[derive(Debug, Clone, Copy, Default)]
-struct Usage {
-    cpu_s: f64,
-    rss_mib: f64,
-    rss_mib_peak: f64,
-}
-
-fn usage(pid: u32) -> Usage {
-    /// Linux counts a process' time in hundredths of a second on every machine that it shows them on.
-    const TICKS_PER_S: f64 = 100.0;
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
-    let ticks: f64 = fields[11..13].iter().map(|ticks| ticks.parse::<f64>().unwrap()).sum();
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let mib = |key: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(key)).unwrap();
-        line.split_whitespace().next().unwrap().parse::<f64>().unwrap() / 1024.0
-    };
-    Usage { cpu_s: ticks / TICKS_PER_S, rss_mib: mib("VmRSS:"), rss_mib_peak: mib("VmHWM:") }
-}
-
-/// What was measured between two moments.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-struct Figures {
-    records_per_s: f64,
-    cpu_s_per_million: f64,
-    server_cpu_s_per_million: f64,
-    rss_mib: f64,
-    rss_mib_peak: f64,
-    rows_per_request: Option<f64>,
-}
-
-/// A moment of a client and the server it talks to.
-#[derive(Clone, Copy)]
-struct Moment {
-    at: Instant,
-    pids: (u32, u32),
-    client: Usage,
-    server: Usage,
-}
-
-impl Moment {
-    fn now(client: u32, server: u32) -> Self {
-        Self {
-            at: Instant::now(),
-            pids: (client, server),
-            client: usage(client),
-            server: usage(server),
-        }
-    }
-
-    fn until_now(&self, records: usize) -> Figures {
-        let end = Self::now(self.pids.0, self.pids.1);
-        let millions = records as f64 / 1e6;
-        Figures {
-            records_per_s: records as f64 / (end.at - self.at).as_secs_f64(),
-            cpu_s_per_million: (end.client.cpu_s - self.client.cpu_s) / millions,
-            server_cpu_s_per_million: (end.server.cpu_s - self.server.cpu_s) / millions,
-            rss_mib: end.client.rss_mib,
-            rss_mib_peak: end.client.rss_mib_peak,
-            rows_per_request: None,
-        }
-    }
-}
-
-/// Waits until a server does nothing worth mentioning: compactions and flushes of the step before.
-fn settle(pid: u32) {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    let mut before = usage(pid).cpu_s;
-    while Instant::now() < deadline {
-        std::thread::sleep(Duration::from_secs(1));
-        let now = usage(pid).cpu_s;
-        if now - before < 0.1 {
-            return;
-        }
-        before = now;
-    }
-}
-
-fn variable<T: std::str::FromStr>(name: &str) -> Option<T> {
-    let text = std::env::var(name).ok()?;
-    Some(text.parse().unwrap_or_else(|_| panic!("{name}=`{text}` cannot be used")))
-}
-
-/// Where the client runs when servers and client have a core of their own.
-fn client_cpu() -> Option<usize> {
-    let cores = std::thread::available_parallelism().unwrap().get();
-    (cores >= 2 && variable("BENCH_PIN") != Some(0)).then_some(0)
-}
-
-/// Everything that is sent; the same to every engine.
-#[derive(Clone, Copy)]
-struct Traffic {
-    messages: usize,
-    newest_ms: i64,
-}
-
-impl Traffic {
-    fn rows_of(self, series: usize) -> usize {
-        self.messages / SERIES + usize::from(series < self.messages % SERIES)
-    }
-
-    fn time_ms(self, series: usize, tick: usize) -> i64 {
-        let ticks = self.messages.div_ceil(SERIES);
-        self.newest_ms - PERIOD_MS * (ticks - tick) as i64 + series as i64 % PERIOD_MS
-    }
-
-    fn value(series: usize, tick: usize) -> f64 {
-        let mixed = ((series * 7919 + tick) as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        (mixed >> 44) as f64 / 10_000.0
-    }
-
-    /// As agents send them: four dimensions, about 316 bytes.
-    fn message(self, series: usize, tick: usize) -> String {
-        let (metric, host) = (series % 50, series / 50);
-        let (time_ms, value) = (self.time_ms(series, tick), Self::value(series, tick));
-        format!(
-            r#"{{"metric":{{"name":"cpu.idle_perc_{metric:02}","dimensions":{{"hostname":"compute-{host:04}.region-one.example","service":"monitoring","component":"hypervisor","zone":"nova-az-{}"}},"timestamp":{time_ms},"value":{value},"value_meta":{{}}}},"meta":{{"tenantId":"0123456789abcdef0123456789abcdef","region":"RegionOne"}},"creation_time":{}}}"#,
-            host % 4,
-            time_ms / 1000
-        )
-    }
-
-    /// The series' id, by the program's own reading of one of its messages.
-    fn id(self, series: usize) -> Vec<u8> {
-        let mut id = Vec::new();
-        decode::metrics(self.message(series, 0).as_bytes(), |_, metric| {
-            id = metric.unwrap().id(IdScheme::default()).as_bytes().to_vec();
-        });
-        id
-    }
-
-    /// Fills the topic; returns the mean length of a message.
-    fn produce(self, bootstrap: &str) -> f64 {
-        let producer: BaseProducer = ClientConfig::new()
-            .set("bootstrap.servers", bootstrap)
-            .set("enable.idempotence", "true")
-            .set("compression.type", "lz4")
-            .set("linger.ms", "20")
-            .create()
-            .unwrap();
-        let mut bytes = 0;
-        for number in 0..self.messages {
-            let series = number % SERIES;
-            let message = self.message(series, number / SERIES);
-            bytes += message.len();
-            let mut record = BaseRecord::<(), str>::to(TOPIC)
-                .partition((series % PARTITIONS) as i32)
-                .payload(&message);
-            while let Err((error, back)) = producer.send(record) {
-                assert_eq!(
-                    error,
-                    KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull),
-                    "produce"
-                );
-                producer.poll(Duration::from_millis(50));
-                record = back;
-            }
-        }
-        producer.flush(STEP_WAIT).unwrap();
-        bytes as f64 / self.messages as f64
-    }
-}
-
-/// A bare client is this program again, with a role: its memory and CPU are then its own, and so is its core.
-fn child(dir: &Path, role: &str, environment: &[(&str, String)]) -> Figures {
-    let log = dir.join(harness::unique(role));
-    let mut builder =
-        ProcessBuilder::new(std::env::current_exe().unwrap(), &log).env("BENCH_ROLE", role);
-    for (name, value) in environment {
-        builder = builder.env(*name, value);
-    }
-    let mut process = builder.cpu(client_cpu()).start().unwrap();
-    let ended = process.wait(STEP_WAIT);
-    let text = process.log();
-    assert!(ended.is_some_and(|status| status.success()), "{role}: {ended:?}\n{text}");
-    serde_json::from_str(text.lines().last().unwrap()).unwrap()
-}
-
-/// Role `consume`: librdkafka with the program's own fetch settings, and nothing else.
-fn consume() -> Figures {
-    let (bootstrap, messages): (String, usize) =
-        (variable("BENCH_SERVER").unwrap(), variable("BENCH_MESSAGES").unwrap());
-    let server = variable("BENCH_SERVER_PID").unwrap();
-    let consumer: BaseConsumer = ClientConfig::new()
-        .set("fetch.wait.max.ms", "100")
-        .set("fetch.queue.backoff.ms", "20")
-        .set("queued.max.messages.kbytes", "32768")
-        .set("check.crcs", "true")
-        .set("bootstrap.servers", bootstrap)
-        .set("group.id", harness::unique("bare"))
-        .set("enable.auto.commit", "false")
-        .set("enable.auto.offset.store", "false")
-        .set("auto.offset.reset", "earliest")
-        .create()
-        .unwrap();
-    consumer.subscribe(&[TOPIC]).unwrap();
-    let mut begun = None;
-    let (mut count, mut bytes) = (0, 0);
-    let deadline = Instant::now() + STEP_WAIT;
-    while count < messages {
-        assert!(Instant::now() < deadline, "only {count} messages arrived");
-        let Some(message) = consumer.poll(Duration::from_millis(100)) else { continue };
-        begun.get_or_insert_with(|| Moment::now(std::process::id(), server));
-        bytes += message.unwrap().payload_len();
-        count += 1;
-    }
-    assert!(std::hint::black_box(bytes) > 0, "messages have bytes");
-    begun.unwrap().until_now(messages)
-}
 
 /// Role `insert`: the bare driver, unlogged batches of one series' rows, a fixed number of them in flight.
 fn insert() -> Figures {
@@ -281,7 +65,8 @@ fn insert() -> Figures {
     let batch_rows = variable::<usize>("BENCH_BATCH_ROWS").unwrap();
     let keyspace: String = variable("BENCH_KEYSPACE").unwrap();
     let server = variable("BENCH_SERVER_PID").unwrap();
-    let ids: Arc<Vec<Vec<u8>>> = Arc::new((0..SERIES).map(|series| traffic.id(series)).collect());
+    let ids: Arc<Vec<Vec<u8>>> =
+        Arc::new((0..SERIES).map(|series| id_of(traffic, series)).collect());
     runtime.block_on(async {
         let session = Arc::new(connect(&variable::<String>("BENCH_SERVER").unwrap()).await);
         let statement = session
@@ -302,10 +87,10 @@ fn insert() -> Figures {
                     loop {
                         let number = next.fetch_add(1, Ordering::Relaxed);
                         let (series, first) = (number % SERIES, number / SERIES * batch_rows);
-                        if first >= traffic.rows_of(0) {
+                        if first >= rows_of(traffic, 0) {
                             return requests;
                         }
-                        let last = (first + batch_rows).min(traffic.rows_of(series));
+                        let last = (first + batch_rows).min(rows_of(traffic, series));
                         let rows: Vec<_> = (first..last)
                             .map(|tick| {
                                 let time_ms = traffic.time_ms(series, tick);
@@ -335,6 +120,19 @@ fn insert() -> Figures {
         figures.rows_per_request = Some(traffic.messages as f64 / f64::from(requests));
         figures
     })
+}
+
+fn rows_of(traffic: Traffic, series: usize) -> usize {
+    traffic.messages / SERIES + usize::from(series < traffic.messages % SERIES)
+}
+
+/// The series' id, by the program's own reading of one of its messages.
+fn id_of(traffic: Traffic, series: usize) -> Vec<u8> {
+    let mut id = Vec::new();
+    decode::metrics(traffic.message(series, 0).as_bytes(), |_, metric| {
+        id = metric.unwrap().id(IdScheme::default()).as_bytes().to_vec();
+    });
+    id
 }
 
 async fn connect(contact_point: &str) -> Session {
@@ -384,13 +182,13 @@ impl Database {
         let series = SERIES / 3;
         let found: i64 = self.runtime.block_on(async {
             let count = format!("SELECT COUNT(*) FROM {keyspace}.measurements WHERE metric_id = ?");
-            let rows = self.session.query_unpaged(count, (traffic.id(series),)).await.unwrap();
+            let rows = self.session.query_unpaged(count, (id_of(traffic, series),)).await.unwrap();
             let (found,) = rows.into_rows_result().unwrap().single_row::<(i64,)>().unwrap();
             let drop = format!("DROP KEYSPACE {keyspace}");
             self.session.query_unpaged(drop, ()).await.unwrap();
             found
         });
-        assert_eq!(found, traffic.rows_of(series) as i64, "rows of one series");
+        assert_eq!(found, rows_of(traffic, series) as i64, "rows of one series");
         result
     }
 
@@ -539,71 +337,13 @@ fn drain(
     })
 }
 
-/// One line of the table: an engine doing one thing, once per round.
-struct Line {
-    shape: &'static str,
-    engine: String,
-    figures: Vec<Figures>,
-}
-
-impl Line {
-    /// Smallest, middle and largest of a figure.
-    fn spread(&self, figure: impl Fn(&Figures) -> f64) -> [f64; 3] {
-        let mut values: Vec<f64> = self.figures.iter().map(figure).collect();
-        values.sort_by(f64::total_cmp);
-        [values[0], values[values.len() / 2], values[values.len() - 1]]
-    }
-
-    fn median(&self, figure: impl Fn(&Figures) -> f64) -> f64 {
-        self.spread(figure)[1]
-    }
-
-    fn rows_per_request(&self) -> Option<f64> {
-        self.figures[0].rows_per_request?;
-        Some(self.median(|figures| figures.rows_per_request.unwrap_or_default()))
-    }
-
-    fn print(&self) {
-        let [min, median, max] = self.spread(|figures| figures.records_per_s);
-        println!(
-            "{:<18} {:<30} {median:>9.0} {:>22} {:>7.2} {:>7.2} {:>6.0} {:>6.0} {:>6}",
-            self.shape,
-            self.engine,
-            format!("({min:.0} .. {max:.0})"),
-            self.median(|figures| figures.cpu_s_per_million),
-            self.median(|figures| figures.server_cpu_s_per_million),
-            self.median(|figures| figures.rss_mib),
-            self.spread(|figures| figures.rss_mib_peak)[2],
-            self.rows_per_request().map_or_else(String::new, |rows| format!("{rows:.1}")),
-        );
-    }
-
-    fn json(&self) -> Value {
-        let [min, median, max] = self.spread(|figures| figures.records_per_s);
-        json!({
-            "shape": self.shape,
-            "engine": self.engine,
-            "records_per_s": {
-                "median": median, "min": min, "max": max, "runs": self.figures.len(),
-            },
-            "cpu_s_per_million": self.median(|figures| figures.cpu_s_per_million),
-            "server_cpu_s_per_million": self.median(|figures| figures.server_cpu_s_per_million),
-            "rss_mib": self.median(|figures| figures.rss_mib),
-            "rss_mib_peak": self.spread(|figures| figures.rss_mib_peak)[2],
-            "rows_per_request": self.rows_per_request(),
-        })
-    }
-}
-
 fn measure() {
     let messages = variable("BENCH_MESSAGES").unwrap_or(1_000_000);
     let rounds: usize = variable("BENCH_ROUNDS").unwrap_or(5);
     assert!(messages >= 2 * SERIES && rounds > 0, "at least {} messages and a round", 2 * SERIES);
-    let parent = std::env::var_os("BENCH_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
-    let dir = TempDir::with_prefix_in("bench-", parent).unwrap();
+    let dir = common::directory();
     let dir = dir.path();
-    let newest_ms = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_millis() as i64;
-    let traffic = Traffic { messages, newest_ms };
+    let traffic = Traffic::until_now(messages);
 
     let mut builder = Kafka::builder();
     if client_cpu().is_some() {
@@ -612,12 +352,13 @@ fn measure() {
     let kafka = builder.start().unwrap();
     let database = Database::start();
     kafka.create_topic(TOPIC, PARTITIONS as i32).unwrap();
-    let message_bytes = traffic.produce(&kafka.bootstrap());
+    let message_bytes = traffic.produce(&kafka.bootstrap(), TOPIC, PARTITIONS);
     let kafka_pid = kafka.pid().unwrap();
     let consume = || {
         let environment = [
             ("BENCH_SERVER", kafka.bootstrap()),
             ("BENCH_SERVER_PID", kafka_pid.to_string()),
+            ("BENCH_TOPIC", TOPIC.to_owned()),
             ("BENCH_MESSAGES", messages.to_string()),
         ];
         settle(kafka_pid);
@@ -673,31 +414,18 @@ fn measure() {
     let lines: Vec<Line> = names
         .into_iter()
         .zip(steps)
-        .map(|((shape, engine), figures)| Line { shape, engine, figures })
+        .map(|((shape, engine), figures)| Line { shape: shape.to_owned(), engine, figures })
         .collect();
     report(&lines);
 }
 
 fn report(lines: &[Line]) {
-    println!(
-        "{:<18} {:<30} {:>9} {:>22} {:>7} {:>7} {:>6} {:>6} {:>6}",
-        "", "", "records/s", "(min .. max)", "CPU", "server", "MiB", "peak", "rows"
-    );
-    lines.iter().for_each(Line::print);
-    println!("CPU: seconds per million records, client's and server's. rows: per request.");
+    common::print(lines);
     let rate = |line: usize| lines[line].median(|figures| figures.records_per_s);
     println!("Kafka to log / librdkafka: {:.2}", rate(1) / rate(0));
     println!("log to Cassandra / bare driver, full batches: {:.2}", rate(2) / rate(4));
     println!("second half / bare driver, batches as full as its own: {:.2}", rate(3) / rate(5));
-
-    let target = std::env::var_os("CARGO_TARGET_DIR")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target"), PathBuf::from);
-    let file = target.join("bench").join("e2e.json");
-    let rows: Vec<Value> = lines.iter().map(Line::json).collect();
-    let text = serde_json::to_string_pretty(&json!({"name": "e2e", "rows": rows, "targets": []}));
-    std::fs::create_dir_all(file.parent().unwrap()).unwrap();
-    std::fs::write(&file, text.unwrap()).unwrap();
-    println!("written to {}", file.display());
+    common::write("e2e", lines, &[]);
 }
 
 fn main() {

@@ -5,6 +5,8 @@
 //! library means replacing this file.
 
 use bincode::config::{Configuration, Limit, LittleEndian, Varint};
+use bincode::enc::write::Writer;
+use bincode::error::EncodeError;
 
 /// Nothing longer than this is ever decoded: a record is limited before it is written.
 pub const DECODED_BYTES_MAX: usize = 160 * 1024 * 1024;
@@ -26,12 +28,22 @@ pub enum CodecError {
     TrailingBytes(usize),
 }
 
+/// Appends to bytes in memory, which cannot fail as a stream can.
+struct Appending<'a>(&'a mut Vec<u8>);
+
+impl Writer for Appending<'_> {
+    fn write(&mut self, bytes: &[u8]) -> Result<(), EncodeError> {
+        self.0.extend_from_slice(bytes);
+        Ok(())
+    }
+}
+
 /// Appends the bytes of `value` to `out`.
 ///
 /// # Errors
 /// [`CodecError::Encode`]; `out` may then hold a part of the value and must be cut back by the caller.
 pub fn encode_into<T: bincode::Encode>(value: &T, out: &mut Vec<u8>) -> Result<(), CodecError> {
-    bincode::encode_into_std_write(value, out, CONFIG)?;
+    bincode::encode_into_writer(value, Appending(out), CONFIG)?;
     Ok(())
 }
 

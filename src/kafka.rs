@@ -707,6 +707,22 @@ impl ConsumerContext for Context {
     }
 }
 
+/// What the polling thread works with.
+pub struct IngestParts {
+    /// Name of the member; `None` for one that the group names.
+    pub member: Option<String>,
+    /// The log's side.
+    pub intake: Intake<DiskFs>,
+    /// What others may know.
+    pub shared: Arc<IngestShared>,
+    /// The ledger's side.
+    pub ledger: LedgerHandle,
+    /// True ends it.
+    pub stop: Arc<AtomicBool>,
+    /// Zero of monotonic time.
+    pub started: Instant,
+}
+
 /// The polling thread's consumer.
 pub struct Ingestion {
     consumer: BaseConsumer<Context>,
@@ -724,16 +740,12 @@ impl Ingestion {
     ///
     /// # Errors
     /// A secret cannot be read, or librdkafka refuses a property; the message names it.
-    pub(crate) fn new(
+    pub fn new(
         kafka: &KafkaConfig,
         pipeline: &PipelineConfig,
-        member: Option<String>,
-        intake: Intake<DiskFs>,
-        shared: Arc<IngestShared>,
-        ledger: LedgerHandle,
-        stop: Arc<AtomicBool>,
-        started: Instant,
+        parts: IngestParts,
     ) -> anyhow::Result<Self> {
+        let IngestParts { member, intake, shared, ledger, stop, started } = parts;
         lock(&shared.snapshot).group.member.clone_from(&member);
         let config = client_config(kafka, pipeline, member.as_deref())?;
         let context = Context {
@@ -1183,7 +1195,11 @@ fn connection(kafka: &KafkaConfig) -> Result<ClientConfig, SecretError> {
     Ok(config)
 }
 
-fn client_config(
+/// What the consumer of a pipeline is made with.
+///
+/// # Errors
+/// A secret cannot be read.
+pub fn client_config(
     kafka: &KafkaConfig,
     pipeline: &PipelineConfig,
     member: Option<&str>,

@@ -34,7 +34,7 @@ use crate::ingest::IngestConfig;
 use crate::instance;
 use crate::intake::Intake;
 use crate::kafka::ledger::{LedgerHandle, LedgerKeeper, LedgerSnapshot, LedgerThread};
-use crate::kafka::{IngestEnd, IngestShared, Ingestion};
+use crate::kafka::{IngestEnd, IngestParts, IngestShared, Ingestion};
 use crate::keeper::{self, IDLE_INTERVAL, Keeper};
 use crate::log_reader::{LogGap, LogReader, LookAhead};
 use crate::offset_note::{LogOffsets, OffsetCarry};
@@ -246,17 +246,16 @@ impl Pipeline {
         };
         let intake = Intake::new(ingest_config, wal.clone()).context("read offsets of the log")?;
         let stop_ingest = Arc::new(AtomicBool::new(false));
-        let ingestion = Ingestion::new(
-            &config.kafka,
-            pipeline,
-            instance::member_name(config, &surroundings.instance, name),
+        let parts = IngestParts {
+            member: instance::member_name(config, &surroundings.instance, name),
             intake,
-            ingest_shared,
-            ledger_handle.clone(),
-            Arc::clone(&stop_ingest),
+            shared: ingest_shared,
+            ledger: ledger_handle.clone(),
+            stop: Arc::clone(&stop_ingest),
             started,
-        )
-        .context("create Kafka consumer")?;
+        };
+        let ingestion =
+            Ingestion::new(&config.kafka, pipeline, parts).context("create Kafka consumer")?;
         let committer = Committer::spawn(wal.clone()).context("start committer thread")?;
 
         let closing = Arc::new(AtomicBool::new(false));
@@ -424,22 +423,9 @@ fn open_log(
     config: &Config,
     started: Instant,
 ) -> anyhow::Result<Wal<DiskFs>> {
-    const MIB: u64 = 1 << 20;
-    let PipelineSpec { name, kind, log_bytes_max: max_bytes, .. } = *spec;
+    let name = spec.name;
     let dir = log_dir(name, config);
-    let segment_bytes = match kind {
-        Kind::Metrics => 64 * MIB,
-        Kind::Alarms => 4 * MIB,
-    };
-    let wal_config = WalConfig {
-        segment_bytes,
-        max_bytes,
-        hold_back: config.wal.hold_back,
-        min_free_bytes: config.wal.min_free_bytes.as_u64(),
-        #[cfg(feature = "mutants")]
-        mutant: crate::mutants::of_the_log(),
-        ..log_limits(max_bytes)
-    };
+    let wal_config = log_config(spec, config);
     let fs = DiskFs::open(&dir).with_context(|| format!("open log directory {}", dir.display()))?;
     let (wal, report) = Wal::open(fs, wal_config, Box::<OffsetCarry>::default(), started.elapsed())
         .with_context(|| format!("open log {}", dir.display()))?;
@@ -455,6 +441,26 @@ fn open_log(
         );
     }
     Ok(wal)
+}
+
+/// How the log of a pipeline is set up.
+#[must_use]
+pub fn log_config(spec: &PipelineSpec<'_>, config: &Config) -> WalConfig {
+    const MIB: u64 = 1 << 20;
+    let PipelineSpec { kind, log_bytes_max: max_bytes, .. } = *spec;
+    let segment_bytes = match kind {
+        Kind::Metrics => 64 * MIB,
+        Kind::Alarms => 4 * MIB,
+    };
+    WalConfig {
+        segment_bytes,
+        max_bytes,
+        hold_back: config.wal.hold_back,
+        min_free_bytes: config.wal.min_free_bytes.as_u64(),
+        #[cfg(feature = "mutants")]
+        mutant: crate::mutants::of_the_log(),
+        ..log_limits(max_bytes)
+    }
 }
 
 /// Limits on records and queue that fit a log of `max_bytes`.

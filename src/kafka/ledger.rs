@@ -137,7 +137,7 @@ pub struct OtherLedger {
 
 /// The consuming thread's end.
 #[derive(Clone)]
-pub(crate) struct LedgerHandle {
+pub struct LedgerHandle {
     requests: Sender<Request>,
     news: Arc<Mutex<Vec<LedgerNews>>>,
     snapshot: Arc<Mutex<LedgerSnapshot>>,
@@ -145,13 +145,13 @@ pub(crate) struct LedgerHandle {
 
 impl LedgerHandle {
     /// Has the ledger say this soon.
-    pub fn testify(&self, testimony: Vec<Testimony>) {
+    pub(crate) fn testify(&self, testimony: Vec<Testimony>) {
         // The thread ends after this one; until then a request that is lost is repeated.
         drop(self.requests.send(Request::Testify(testimony)));
     }
 
     /// Has the ledger say this at once; nothing in return when that takes too long.
-    pub fn settle(&self, testimony: Vec<Testimony>, wait: Duration) -> Vec<LedgerNews> {
+    pub(crate) fn settle(&self, testimony: Vec<Testimony>, wait: Duration) -> Vec<LedgerNews> {
         let (answer, answered) = crossbeam_channel::bounded(1);
         if self.requests.send(Request::Settle(testimony, answer)).is_err() {
             return Vec::new();
@@ -166,7 +166,7 @@ impl LedgerHandle {
     }
 
     /// What it has said since the last call.
-    pub fn news(&self) -> Vec<LedgerNews> {
+    pub(crate) fn news(&self) -> Vec<LedgerNews> {
         std::mem::take(&mut lock(&self.news))
     }
 
@@ -316,17 +316,24 @@ fn is_forbidden(error: &KafkaError) -> bool {
 }
 
 /// Everything the thread needs.
-pub(crate) struct LedgerKeeper {
+pub struct LedgerKeeper {
+    /// The brokers.
     pub kafka: KafkaConfig,
+    /// Topic of the pipeline.
     pub topic: String,
+    /// Group that consumes it.
     pub group: String,
+    /// Name that the ledger goes by.
     pub instance: String,
+    /// Decides what is said.
     pub keeper: Keeper<DiskFs>,
+    /// What a person wishes.
     pub orders: Orders,
     /// What the consuming thread says of its progress.
     pub ingest: Arc<IngestShared>,
     /// Carries questions to the brokers that the client library answers asynchronously.
     pub runtime: tokio::runtime::Handle,
+    /// Zero of monotonic time.
     pub started: Instant,
 }
 
@@ -348,13 +355,16 @@ impl LedgerKeeper {
 }
 
 /// The thread and its end.
-pub(crate) struct LedgerThread {
+pub struct LedgerThread {
     thread: std::thread::JoinHandle<()>,
     stop: Arc<AtomicBool>,
 }
 
 impl LedgerThread {
     /// Starts the thread. `failed` is told when the log fails under it.
+    ///
+    /// # Errors
+    /// A secret cannot be read, librdkafka refuses a property, or the system has no thread to give.
     pub fn spawn(
         name: String,
         keeper: LedgerKeeper,

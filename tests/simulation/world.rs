@@ -126,11 +126,7 @@ impl World {
         }
         match at.dice.below(12) {
             0..=4 => self.crash(chosen),
-            5..=6 => {
-                if instance.stop(at).is_err() {
-                    self.crash(chosen);
-                }
-            }
+            5..=6 if instance.stop(at).is_err() => self.crash(chosen),
             7..=9 => {
                 at.tally.freezes += 1;
                 instance.is_frozen = true;
