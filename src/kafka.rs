@@ -1028,8 +1028,11 @@ impl Ingestion {
         if due.is_none_or(|due| context.now() < due) {
             return Ok(());
         }
+        // One that was created again may look as if it was truncated.
+        let topic = identity::of_topic(self.consumer.client(), &context.topic, CALLBACK_WAIT);
         let assigned: Vec<(i32, Option<i64>)> = {
-            let intake = lock(&context.intake);
+            let mut intake = lock(&context.intake);
+            intake.topic_is(topic, wall_ms(), context.now(), effects)?;
             let consumed =
                 |(partition, progress): (i32, PartitionProgress)| (partition, progress.consumed);
             intake.machine().progress().map(consumed).collect()

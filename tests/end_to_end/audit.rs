@@ -90,7 +90,8 @@ pub fn audit_all(site: &Site, kafka: &Kafka, ledgers: &[&Ledger]) -> Result<Audi
             }
             Expected::DeadLetter => {
                 audit.dead_letters += 1;
-                dead.remove(&(at.clone(), shown(&sent.payload))).then_some(true)
+                let key = (at.clone(), sent.timestamp_ms, shown(&sent.payload));
+                dead.remove(&key).then_some(true)
             }
         };
         match found {
@@ -118,14 +119,14 @@ pub fn audit_all(site: &Site, kafka: &Kafka, ledgers: &[&Ledger]) -> Result<Audi
             stored.transitions.len()
         ));
     }
-    if let Some((key, _)) = dead.first() {
+    if let Some((key, ..)) = dead.first() {
         return Err(format!("{} dead letters that nobody sent, first {key:?}", dead.len()));
     }
     Ok(audit)
 }
 
-/// Topic, partition and offset of a dead letter, and its payload as it is shown.
-type DeadLetterKey = ((String, i32, i64), String);
+/// Topic, partition and offset of a dead letter, its timestamp, and its payload as it is shown.
+type DeadLetterKey = ((String, i32, i64), i64, String);
 
 /// Dead letters of all instances as the command line lists them, and how many came twice.
 fn dead_letters(site: &Site) -> (BTreeSet<DeadLetterKey>, usize) {
@@ -143,7 +144,8 @@ fn dead_letters(site: &Site) -> (BTreeSet<DeadLetterKey>, usize) {
             );
             let payload = letter["payload"].as_str().unwrap().to_owned();
             // Only two instances may both have kept the same message.
-            if !letters.insert((key, payload)) {
+            let timestamp_ms = letter["timestamp_ms"].as_i64().unwrap();
+            if !letters.insert((key, timestamp_ms, payload)) {
                 repetitions += 1;
             }
         }

@@ -45,6 +45,8 @@ fn a_full_log_pauses_for_as_long_as_it_takes_and_the_group_does_not_notice() {
     let mut cassandra = crate::syncing_cassandra();
     let site = Site::prepare(&kafka, &cassandra, 4);
     cassandra.kill();
+    // Messages are sent with timestamps of about 16 minutes ago: little is left of 19.
+    kafka.configure_topic(&site.alarms_topic, "retention.ms", "1140000").unwrap();
     let sent = Load::of(&kafka, &site, load::long_transitions(36_000, 1_500), 20_000).finish();
     let one = Persister::start(&site, "one", &SMALL_LOG);
     one.wait("paused", Duration::from_secs(120), is_paused);
@@ -54,6 +56,14 @@ fn a_full_log_pauses_for_as_long_as_it_takes_and_the_group_does_not_notice() {
     let stands_at = consumed(&one);
     assert!(one.backlog("alarms")["fill"].as_f64().unwrap() >= 0.7);
     assert!(one.reasons().contains(&"WAL_FULL".to_owned()), "{:?}", one.reasons());
+
+    // Before Kafka removes what cannot be consumed, somebody is told.
+    one.wait("forecast", Duration::from_secs(60), |one| {
+        one.reasons().contains(&"KAFKA_RETENTION_NEAR".to_owned())
+    });
+    let left = one.metric("retention_left_seconds", "alarms").unwrap();
+    assert!((1.0..285.0).contains(&left), "{left} s of 19 minutes less about 16");
+    kafka.configure_topic(&site.alarms_topic, "retention.ms", "604800000").unwrap();
 
     // Five times as long as a member may be silent.
     let begun = Instant::now();

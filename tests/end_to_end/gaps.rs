@@ -4,8 +4,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use harness::{Kafka, http};
-use serde_json::Value;
+use harness::Kafka;
 
 use crate::audit::{audit, audit_all};
 use crate::ledger::copy;
@@ -60,13 +59,6 @@ fn order(site: &Site, persister: &Persister, order: &str) {
     persister.wait_order_carried_out(site, "one", WAIT).unwrap();
 }
 
-fn metric(persister: &Persister, name: &str) -> Option<f64> {
-    let (_, text) = http::get(&persister.url("/metrics")).unwrap();
-    let line =
-        text.lines().find(|line| line.starts_with(&format!("monasca_persister_{name}{{")))?;
-    line.rsplit(' ').next()?.parse().ok()
-}
-
 #[test]
 fn what_retention_took_is_named_by_its_offsets_and_everything_else_is_stored() {
     let kafka = Kafka::start().unwrap();
@@ -102,7 +94,7 @@ fn what_retention_took_is_named_by_its_offsets_and_everything_else_is_stored() {
     found.sort();
     assert_eq!(found, expected);
     assert_eq!(wait_reason(&persister, "KAFKA_GAP").len(), 4);
-    assert_eq!(metric(&persister, "kafka_gaps"), Some(4.0));
+    assert_eq!(persister.metric("kafka_gaps", "metrics"), Some(4.0));
     // It is remembered until somebody takes note.
     persister.stop().unwrap();
     let persister = Persister::start(&site, "one", &[]);
@@ -232,24 +224,4 @@ fn an_offset_is_committed_after_delivery_if_that_is_wanted() {
     rest(&kafka, &site, &persister);
     persister.stop().unwrap();
     eprintln!("{}", audit(&site, &kafka, &sent).unwrap_or_else(|wrong| panic!("{wrong}")));
-}
-
-#[test]
-fn the_time_until_retention_takes_what_was_not_consumed_is_forecast() {
-    let kafka = Kafka::start().unwrap();
-    let cassandra = crate::syncing_cassandra();
-    let site = Site::prepare(&kafka, &cassandra, 4);
-    // Messages are sent with timestamps of about 16 minutes ago.
-    kafka.configure_topic(&site.metrics_topic, "retention.ms", "1140000").unwrap();
-    Load::start(&kafka, &site, FIRST).finish();
-    // No room for the log: nothing is consumed.
-    let full = [("MONASCA_PERSISTER__WAL__MIN_FREE_BYTES", "1000TiB")];
-    let persister = Persister::start(&site, "one", &full);
-    let said = wait_reason(&persister, "KAFKA_RETENTION_NEAR");
-    eprintln!("{said:?}");
-    let left = metric(&persister, "retention_left_seconds").unwrap();
-    assert!((1.0..200.0).contains(&left), "{left} s of 19 minutes less 16 to 17");
-    let status: Value = persister.json("/api/v1/status");
-    assert_eq!(status["pipelines"]["metrics"]["paused"], true, "{status}");
-    persister.stop().unwrap();
 }

@@ -233,6 +233,15 @@ impl Persister {
         serde_json::from_str(&body).unwrap()
     }
 
+    /// The first value of a metric of a pipeline.
+    pub fn metric(&self, name: &str, pipeline: &str) -> Option<f64> {
+        let (_, text) = http::get(&self.url("/metrics")).unwrap();
+        let start = format!("monasca_persister_{name}{{");
+        let label = format!("pipeline=\"{pipeline}\"");
+        let line = text.lines().find(|line| line.starts_with(&start) && line.contains(&label))?;
+        line.rsplit(' ').next()?.parse().ok()
+    }
+
     /// What one pipeline says of its backlog.
     pub fn backlog(&self, pipeline: &str) -> serde_json::Value {
         self.json("/api/v1/backlog")["pipelines"][pipeline].clone()

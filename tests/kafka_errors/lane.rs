@@ -224,7 +224,7 @@ impl<'a> Lane<'a> {
         self.send(name, 2 * MESSAGES);
         if ends_the_program(error) {
             match self.persister.ended(Duration::from_secs(30)) {
-                Some(75) => {
+                Some(78) => {
                     let lines = self.persister.lines().len();
                     self.persister.restart();
                     self.switch_ledger_off_if_wanted(lines);

@@ -49,7 +49,7 @@ impl Table {
     }
 }
 
-/// Somebody else has our member's name: the program must not go on beside it, and ends with 75.
+/// Somebody else has our member's name: the program must not go on beside it, and ends with 78.
 pub fn ends_the_program(error: RDKafkaRespErr) -> bool {
     error == RD_KAFKA_RESP_ERR_FENCED_INSTANCE_ID
 }

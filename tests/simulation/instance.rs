@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use wal::Fs as _;
 use wal::sim::{CrashLevel, SimDisk};
 
 use crate::dice::Dice;
@@ -17,7 +18,7 @@ pub struct Instance {
     /// A copy of the log's disk that somebody made.
     backup: Option<SimDisk>,
     /// The log's disk has rotten bytes.
-    rotten: bool,
+    pub rotten: bool,
     pub process: Option<Process>,
     /// The process stands still.
     pub is_frozen: bool,
@@ -56,6 +57,17 @@ impl Instance {
             self.is_frozen = false;
         } else {
             self.start(at);
+        }
+    }
+
+    /// Somebody has looked at the copies of damaged files, and makes room, while no process runs.
+    pub fn empty_quarantine(&mut self) {
+        if self.process.take().is_some() {
+            self.disks = self.disks.each_ref().map(|disk| disk.crash(CrashLevel::Kill));
+        }
+        let log = &self.disks[0];
+        for (name, _) in log.quarantined().unwrap() {
+            log.unlink(&format!("quarantine/{name}")).unwrap();
         }
     }
 
@@ -160,6 +172,7 @@ impl Instance {
                 |disks, dice| {
                     Process::start(self.number, disks, at.now, dice, at.bug, at.ledger, false)
                 },
+                level,
                 seed,
             );
         }

@@ -171,10 +171,12 @@ fn recovered(
     (process.wal.carry(), [delivered.get(), durable.get()], kept)
 }
 
-/// I6, on copies of disks that nobody has open.
+/// I6, on copies of disks that nobody has open. After a kill the last records may be in the page cache only: a recovery
+/// keeps them, and a power cut in the middle of it may take them. Everything else is the same however often it is tried.
 pub fn check_recovery(
     disks: &[SimDisk; 2],
     start: impl Fn(&[SimDisk; 2], &mut Dice) -> Result<Process, Died>,
+    level: CrashLevel,
     seed: u64,
 ) {
     let mut dice = Dice(seed);
@@ -192,9 +194,23 @@ pub fn check_recovery(
     broken[dice.index(2)].fail_after(1 + dice.below(30));
     drop(start(&broken, &mut dice));
     let broken = broken.map(|disk| disk.crash(CrashLevel::PowerCut));
+    let again = open(&broken, &mut dice);
+    let is_same = if level == CrashLevel::Kill {
+        let ([_, durable], [_, durable_first]) = (again.1, first.1);
+        let mut kept_first = first.2.clone();
+        kept_first.retain(|position, _| *position < durable);
+        durable <= durable_first && again.2 == kept_first
+    } else {
+        again == first
+    };
     assert!(
-        open(&broken, &mut dice) == first,
-        "I6: recovering after a crash while recovering gives something else"
+        is_same,
+        "I6: recovering after a crash while recovering gives something else: delivered and durable {:?}, not {:?}; {} \
+         records, not {}",
+        again.1,
+        first.1,
+        again.2.len(),
+        first.2.len()
     );
 }
 

@@ -199,6 +199,9 @@ impl World {
             }
             instance.heal_disks();
             instance.is_frozen = false;
+            if instance.rotten {
+                instance.empty_quarantine();
+            }
             if instance.process.is_none() {
                 instance
                     .open(at)
