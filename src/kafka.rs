@@ -4,38 +4,45 @@
 //! the callback carries out to the end without polling: newly assigned partitions start where the machine says,
 //! revoked ones are settled (durable, then committed) before they are given away, lost ones are only forgotten.
 
+mod commits;
+mod gaps;
 pub(crate) mod group;
 mod identity;
 pub mod ledger;
+mod properties;
+mod rebalance;
+mod snapshot;
 mod token;
+
+pub use properties::client_config;
+pub use snapshot::{IngestShared, IngestSnapshot};
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use rdkafka::TopicPartitionList;
 use rdkafka::client::ClientContext;
-use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message, Timestamp};
 use rdkafka::statistics::Statistics;
 use rdkafka::types::RDKafkaRespErr;
-use rdkafka::{Offset, TopicPartitionList};
 use wal::DiskFs;
 
 use crate::clock::wall_ms;
 use crate::config::{KafkaConfig, KafkaTls, PipelineConfig};
 use crate::envelope::{Envelope, TimestampType};
 use crate::ingest::{Effect, Event, InitialOffset, Start};
-use crate::intake::{Intake, IntakeCounts, IntakeError};
-use crate::kafka_gap::KafkaGap;
+use crate::intake::{Intake, IntakeError};
+use crate::kafka_certificate;
 use crate::kafka_trouble::{self, Class, SaidTroubles, Trouble};
-use crate::offsets::{Committable, PartitionProgress};
+use crate::offsets::PartitionProgress;
 use crate::said::Said;
-use crate::secrets::SecretError;
-use crate::{kafka_certificate, kafka_connection};
-use group::{Deadline, GroupState, MemberError};
+use gaps::GOES_ON;
+use group::{Deadline, MemberError};
 use ledger::{LedgerHandle, LedgerNews};
 use token::Tokens;
 
@@ -47,17 +54,6 @@ const TURN_BYTES_MAX: usize = 1 << 20;
 const TURN_TIME_MAX: Duration = Duration::from_millis(5);
 /// How long one question to the brokers waits outside of a rebalance; those have a [`Deadline`] for all their waits.
 const CALLBACK_WAIT: Duration = Duration::from_secs(5);
-/// How often the committed offsets are asked for in the time of one rebalance.
-const COMMITTED_TRIES: u32 = 3;
-
-/// What follows a gap, for people.
-const GOES_ON: &str = "consumption goes on with what Kafka has";
-
-/// A commit without an answer is counted as lost after this time: the client library answers each, at the latest when
-/// its own timeouts are over.
-const COMMIT_LOST_AFTER: Duration = Duration::from_secs(300);
-/// How often partitions whose position was refused are looked at.
-const REFUSED_INTERVAL: Duration = Duration::from_secs(1);
 
 /// No more is polled while so many bytes wait for the disk, or at most for so long.
 const QUEUED_BYTES_MAX: u64 = 8 << 20;
@@ -65,63 +61,6 @@ const LOG_WAIT: Duration = Duration::from_secs(1);
 
 /// A trouble is over when nothing was heard of it for so long: the client library repeats it every 30 s.
 const TROUBLE_LASTS_MS: u64 = 90_000;
-
-/// What others may know about the first stage; refreshed once per turn.
-#[derive(Debug, Clone, Default)]
-pub struct IngestSnapshot {
-    /// Progress of each assigned partition.
-    pub partitions: BTreeMap<i32, PartitionProgress>,
-    /// Counts since the start.
-    pub counts: IntakeCounts,
-    /// True while consumption is paused because the log is full.
-    pub paused: bool,
-    /// A broker answers.
-    pub connected: bool,
-    /// Last error of the client library, for people.
-    pub last_error: Option<String>,
-    /// TLS or SASL keeps a connection from being made, as far as is known.
-    pub trouble: Option<Trouble>,
-    /// Partitions that stopped at a gap and wait for a person.
-    pub stopped: Vec<KafkaGap>,
-    /// Messages not yet consumed, per partition, as the brokers told last.
-    pub lag: BTreeMap<i32, i64>,
-    /// The group, as the client library tells once a second.
-    pub group: GroupState,
-}
-
-/// State that the polling thread and its callbacks share, and a snapshot for everybody else.
-pub struct IngestShared {
-    snapshot: Mutex<IngestSnapshot>,
-    /// Milliseconds since the start of the process at the last turn: the thread's sign of life.
-    heartbeat_ms: AtomicU64,
-    connected: AtomicBool,
-}
-
-impl IngestShared {
-    /// State before the first poll.
-    #[must_use]
-    pub fn new() -> Arc<Self> {
-        Arc::new(Self {
-            snapshot: Mutex::new(IngestSnapshot::default()),
-            heartbeat_ms: AtomicU64::new(0),
-            connected: AtomicBool::new(false),
-        })
-    }
-
-    /// What is known now.
-    #[must_use]
-    pub fn snapshot(&self) -> IngestSnapshot {
-        let mut snapshot = lock(&self.snapshot).clone();
-        snapshot.connected = self.connected.load(Ordering::Relaxed);
-        snapshot
-    }
-
-    /// Milliseconds since the start of the process at the last turn.
-    #[must_use]
-    pub fn heartbeat_ms(&self) -> u64 {
-        self.heartbeat_ms.load(Ordering::Relaxed)
-    }
-}
 
 /// A lock whose holder cannot have left half-done work: a panic in a core task ends the process.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -206,200 +145,8 @@ impl Context {
         snapshot.trouble = Some(trouble);
     }
 
-    fn deadline(&self) -> Deadline {
-        Deadline::after(self.membership.rebalance_time)
-    }
-
     fn now(&self) -> Duration {
         self.started.elapsed()
-    }
-
-    fn assign(&self, consumer: &BaseConsumer<Self>, partitions: &TopicPartitionList) {
-        let deadline = self.deadline();
-        // Whatever the group had against us is over.
-        lock(&self.shared.snapshot).trouble.take_if(|trouble| trouble.is_of_group());
-        let committed = self.committed(consumer, partitions, deadline);
-        let at_first = self.partitions_at_first(consumer, deadline);
-        let topic = identity::of_topic(consumer.client(), &self.topic, deadline.left());
-        let mut effects = Vec::new();
-        let mut start_at = TopicPartitionList::new();
-        {
-            let mut intake = lock(&self.intake);
-            if let Err(error) = intake.topic_is(topic, wall_ms(), self.now(), &mut effects) {
-                *lock(&self.failed) = Some(error);
-                return;
-            }
-            for element in partitions.elements() {
-                let partition = element.partition();
-                let committed = match committed.get(&partition) {
-                    Some(committed) => *committed,
-                    // What the log knows was committed, or could have been: nothing lower is.
-                    None => intake.machine().log_next(partition),
-                };
-                let event = Event::Assigned { partition, committed };
-                intake.on(event, self.now(), &mut effects);
-            }
-        }
-        let mut pause = Vec::new();
-        let mut hold = Vec::new();
-        let mut starts = BTreeMap::new();
-        for effect in effects {
-            match effect {
-                Effect::Begin { partition, start }
-                    if partitions.find_partition(&self.topic, partition).is_none() =>
-                {
-                    lock(&self.begin).insert(partition, start);
-                }
-                Effect::Begin { partition, start } => {
-                    let is_new = usize::try_from(partition).is_ok_and(|number| number >= at_first);
-                    let start = match start {
-                        // Somebody may have committed an offset, or messages may have come before we did.
-                        Start::End if is_new || !committed.contains_key(&partition) => {
-                            Start::Beginning
-                        }
-                        start => start,
-                    };
-                    lock(&self.beginnings).insert(partition, start);
-                    let offset = offset_of(start);
-                    if let Err(error) =
-                        start_at.add_partition_offset(&self.topic, partition, offset)
-                    {
-                        tracing::error!(code = "KAFKA_ASSIGN", partition, %error, "set start offset");
-                    }
-                    starts.insert(partition, start);
-                }
-                Effect::Pause(partitions) => pause.extend(partitions),
-                Effect::Hold(gap) => hold.push(gap),
-                Effect::Rewind { partition, next } => self.rewind(partition, next),
-                Effect::Note(gap) => self.say_gap(&gap, GOES_ON),
-                Effect::AwaitDurable(_)
-                | Effect::Testify(_)
-                | Effect::Commit(_)
-                | Effect::Resume(_)
-                | Effect::NoteTopic => {}
-            }
-        }
-        tracing::info!(topic = self.topic, ?starts, "partitions assigned");
-        if let Err(error) = consumer.incremental_assign(&start_at) {
-            tracing::error!(code = "KAFKA_ASSIGN", %error, "assign partitions");
-        }
-        self.pause(consumer, &pause);
-        hold.iter().for_each(|gap| self.hold(consumer, gap));
-    }
-
-    fn rewind(&self, partition: i32, next: Option<i64>) {
-        let end = lock(&self.intake).log_end();
-        self.ledger.rewind(partition, next, end);
-    }
-
-    /// Fetches nothing of a partition before a person has accepted the gap.
-    fn hold(&self, consumer: &BaseConsumer<Self>, gap: &KafkaGap) {
-        self.say_gap(gap, "the partition stops until `offsets accept`");
-        if let Err(error) = consumer.pause(&self.list(&[gap.partition])) {
-            tracing::error!(code = "KAFKA_PAUSE", %error, "stop a partition at a gap");
-        }
-    }
-
-    fn say_gap(&self, gap: &KafkaGap, then: &str) {
-        tracing::error!(
-            code = gap.kind.code(),
-            topic = self.topic,
-            partition = gap.partition,
-            from = gap.from,
-            to = gap.to,
-            "{}; {then}",
-            gap.message(&self.topic)
-        );
-    }
-
-    /// Gives partitions up. The client library remembers that one was paused, and would go on with that when it comes
-    /// back.
-    fn unassign(consumer: &BaseConsumer<Self>, partitions: &TopicPartitionList) -> KafkaResult<()> {
-        consumer.resume(partitions)?;
-        consumer.incremental_unassign(partitions)
-    }
-
-    /// Begins to consume a partition of ours somewhere else; false: to be tried again.
-    fn begin(&self, consumer: &BaseConsumer<Self>, partition: i32, start: Start) -> bool {
-        // Not a seek: the client library refuses it where it has given up to fetch.
-        let begun = Self::unassign(consumer, &self.list(&[partition])).and_then(|()| {
-            let mut list = TopicPartitionList::new();
-            list.add_partition_offset(&self.topic, partition, offset_of(start))?;
-            consumer.incremental_assign(&list)
-        });
-        if let Err(error) = begun {
-            tracing::warn!(code = "KAFKA_ASSIGN", partition, %error, "consume from another offset; tried again");
-            return false;
-        }
-        tracing::info!(topic = self.topic, partition, start = ?start, "consumption goes on");
-        let mut intake = lock(&self.intake);
-        intake.on(Event::Begun { partition }, self.now(), &mut Vec::new());
-        let is_paused = intake.machine().is_paused();
-        drop(intake);
-        if is_paused && let Err(error) = consumer.pause(&self.list(&[partition])) {
-            tracing::error!(code = "KAFKA_PAUSE", %error, "pause partitions");
-        }
-        true
-    }
-
-    /// Committed offsets of the group for each partition of which they are known. A broker that does not answer in time
-    /// means: unknown, so the log decides.
-    fn committed(
-        &self,
-        consumer: &BaseConsumer<Self>,
-        partitions: &TopicPartitionList,
-        deadline: Deadline,
-    ) -> BTreeMap<i32, Option<i64>> {
-        let mut known = BTreeMap::new();
-        if partitions.count() == 0 {
-            return known;
-        }
-        for tries_left in (1..=COMMITTED_TRIES).rev() {
-            let asked = Deadline::after(deadline.left() / tries_left);
-            match consumer.committed_offsets(partitions.clone(), asked.left()) {
-                Ok(committed) => {
-                    for element in committed.elements() {
-                        match (element.error(), element.offset()) {
-                            (Ok(()), Offset::Offset(next)) => {
-                                known.insert(element.partition(), Some(next));
-                            }
-                            (Ok(()), _) => {
-                                known.insert(element.partition(), None);
-                            }
-                            (Err(error), _) => self.committed_unknown(&error),
-                        }
-                    }
-                    if known.len() == partitions.count() {
-                        return known;
-                    }
-                }
-                Err(error) => self.committed_unknown(&error),
-            }
-            if self.stop.load(Ordering::Relaxed) {
-                break;
-            }
-            // An error that came at once may be over a moment later.
-            std::thread::sleep(asked.left().min(Duration::from_millis(200)));
-        }
-        // Starting from the log or from the beginning repeats messages at worst; rewrites are harmless.
-        tracing::error!(
-            code = "KAFKA_COMMITTED_UNKNOWN",
-            topic = self.topic,
-            partitions = partitions.count().saturating_sub(known.len()),
-            "committed offsets are not known in time: the log's own decide, or else the oldest messages"
-        );
-        known
-    }
-
-    fn committed_unknown(&self, error: &KafkaError) {
-        if self.is_due("KAFKA_COMMITTED_UNKNOWN", &error.to_string()) {
-            tracing::warn!(
-                code = "KAFKA_COMMITTED_UNKNOWN",
-                topic = self.topic,
-                %error,
-                "read committed offsets; tried again"
-            );
-        }
     }
 
     /// Whether this is to be said, or was just now.
@@ -416,153 +163,6 @@ impl Context {
             && !self.stop.load(Ordering::Relaxed)
         {
             std::thread::sleep(Duration::from_millis(2));
-        }
-    }
-
-    /// Partitions that the topic had when we were first given some: what comes later begins with its oldest message.
-    fn partitions_at_first(&self, consumer: &BaseConsumer<Self>, deadline: Deadline) -> usize {
-        if !self.membership.begins_at_end {
-            return usize::MAX;
-        }
-        *self.partitions_at_first.get_or_init(|| {
-            let metadata = consumer.fetch_metadata(Some(&self.topic), deadline.left());
-            metadata.map_or(0, |metadata| {
-                let topics = metadata.topics().iter();
-                topics.map(|topic| topic.partitions().len()).max().unwrap_or(0)
-            })
-        })
-    }
-
-    fn revoke(&self, consumer: &BaseConsumer<Self>, partitions: &TopicPartitionList) {
-        let numbers: Vec<i32> =
-            partitions.elements().iter().map(|element| element.partition()).collect();
-        let deadline = self.deadline();
-        let lost = consumer.assignment_lost();
-        if !lost && !self.leaving.load(Ordering::Relaxed) {
-            match self.settle(&numbers, deadline) {
-                Ok(offsets) => self.commit_within(consumer, &offsets, deadline),
-                Err(error) => *lock(&self.failed) = Some(error),
-            }
-        }
-        {
-            let mut intake = lock(&self.intake);
-            for partition in &numbers {
-                lock(&self.begin).remove(partition);
-                intake.on(Event::Gone { partition: *partition }, self.now(), &mut Vec::new());
-            }
-        }
-        tracing::info!(topic = self.topic, partitions = ?numbers, lost, "partitions given up");
-        if let Err(error) = Self::unassign(consumer, partitions) {
-            tracing::error!(code = "KAFKA_ASSIGN", %error, "give up partitions");
-        }
-    }
-
-    /// Makes everything of these partitions durable and known to the ledger, as far as the time allows; returns what may
-    /// be committed. What is not durable in time is consumed again by whoever gets the partition.
-    fn settle(
-        &self,
-        partitions: &[i32],
-        deadline: Deadline,
-    ) -> Result<Vec<Committable>, IntakeError> {
-        let (awaited, wal) = {
-            let mut intake = lock(&self.intake);
-            (intake.begin_to_settle(partitions, self.now())?, intake.wal().clone())
-        };
-        if let Some(end) = awaited
-            && !group::wait_durable(&wal, end, deadline)?
-        {
-            tracing::warn!(
-                code = "REVOKED_UNSETTLED",
-                topic = self.topic,
-                ?partitions,
-                "the log is not durable in time: what is missing is consumed again by another member"
-            );
-        }
-        let testimony = lock(&self.intake).settled(partitions, self.now());
-        // Whatever was confirmed before counts as well.
-        let mut news = self.ledger.news();
-        if !testimony.is_empty() {
-            news.extend(self.ledger.settle(testimony, deadline.left()));
-        }
-        let mut intake = lock(&self.intake);
-        for item in news {
-            match event_of(item) {
-                Ok(event) => intake.on(event, self.now(), &mut Vec::new()),
-                Err(later) => lock(&self.news).push(later),
-            }
-        }
-        Ok(intake.committable_of(partitions))
-    }
-
-    /// The offsets as the client library takes them. The log has proved them durable; nothing else has this type.
-    fn offsets(&self, offsets: &[Committable]) -> TopicPartitionList {
-        let mut list = TopicPartitionList::with_capacity(offsets.len());
-        for offset in offsets {
-            let next = Offset::Offset(offset.next());
-            if let Err(error) = list.add_partition_offset(&self.topic, offset.partition(), next) {
-                tracing::error!(code = "KAFKA_COMMIT", partition = offset.partition(), %error, "set offset");
-            }
-        }
-        list
-    }
-
-    /// Has the offsets committed, unless the last commit has not been answered: then what is due now is due again later.
-    /// The callback tells how it went.
-    fn commit(&self, consumer: &BaseConsumer<Self>, offsets: &[Committable]) {
-        let since = *lock(&self.committing);
-        let is_under_way =
-            since.is_some_and(|since| self.now().saturating_sub(since) < COMMIT_LOST_AFTER);
-        if offsets.is_empty() || is_under_way {
-            return;
-        }
-        match identity::commit(consumer.client(), &self.offsets(offsets)) {
-            Ok(()) => *lock(&self.committing) = Some(self.now()),
-            Err(error) => self.commit_failed(&error),
-        }
-    }
-
-    fn commit_failed(&self, error: &KafkaError) {
-        let text = format!("KAFKA_COMMIT: {error}");
-        if self.is_due("KAFKA_COMMIT", &text) {
-            tracing::warn!(
-                code = "KAFKA_COMMIT",
-                topic = self.topic,
-                %error,
-                "commit offsets; tried again later"
-            );
-        }
-        lock(&self.shared.snapshot).last_error = Some(text);
-    }
-
-    /// Commits offsets, and waits for that without polling.
-    fn commit_within(
-        &self,
-        consumer: &BaseConsumer<Self>,
-        offsets: &[Committable],
-        deadline: Deadline,
-    ) {
-        if offsets.is_empty() {
-            return;
-        }
-        let list = self.offsets(offsets);
-        match identity::commit_within(consumer.client(), &list, deadline.left()) {
-            Ok(()) => self.confirmed(&list),
-            Err(error) => tracing::warn!(
-                code = "KAFKA_COMMIT",
-                topic = self.topic,
-                %error,
-                "commit offsets of partitions that are given up: what is missing is consumed again by another member"
-            ),
-        }
-    }
-
-    fn confirmed(&self, offsets: &TopicPartitionList) {
-        let mut intake = lock(&self.intake);
-        for element in offsets.elements() {
-            if let (Offset::Offset(next), Ok(())) = (element.offset(), element.error()) {
-                let event = Event::Committed { partition: element.partition(), next };
-                intake.on(event, self.now(), &mut Vec::new());
-            }
         }
     }
 
@@ -1006,104 +606,6 @@ impl Ingestion {
             }
         }
     }
-
-    /// Compares partitions whose position Kafka refused, and those whose history it has replaced, with what there is,
-    /// and has the machine decide.
-    fn look_for_gaps(
-        &self,
-        context: &Context,
-        effects: &mut Vec<Effect>,
-    ) -> Result<(), IntakeError> {
-        let diverged = lock(&context.intake).take_diverged();
-        for partition in diverged {
-            match self.bounds(context, partition) {
-                Some((low, _)) => {
-                    let event = Event::Diverged { partition, low, at_ms: wall_ms() };
-                    lock(&context.intake).part(event, context.now(), effects)?;
-                }
-                None => lock(&context.intake).diverged(partition),
-            }
-        }
-        let due = *lock(&context.refused);
-        if due.is_none_or(|due| context.now() < due) {
-            return Ok(());
-        }
-        // One that was created again may look as if it was truncated.
-        let topic = identity::of_topic(self.consumer.client(), &context.topic, CALLBACK_WAIT);
-        let assigned: Vec<(i32, Option<i64>)> = {
-            let mut intake = lock(&context.intake);
-            intake.topic_is(topic, wall_ms(), context.now(), effects)?;
-            let consumed =
-                |(partition, progress): (i32, PartitionProgress)| (partition, progress.consumed);
-            intake.machine().progress().map(consumed).collect()
-        };
-        let mut is_over = true;
-        for (partition, consumed) in assigned {
-            match (self.bounds(context, partition), consumed) {
-                (Some((low, high)), Some(_)) => {
-                    let event = Event::Bounds { partition, low, high, at_ms: wall_ms() };
-                    lock(&context.intake).part(event, context.now(), effects)?;
-                }
-                (Some(_), None) => {
-                    let beginning = lock(&context.beginnings).get(&partition).copied();
-                    let start = beginning.unwrap_or(Start::Beginning);
-                    effects.push(Effect::Begin { partition, start });
-                }
-                (None, _) => is_over = false,
-            }
-        }
-        *lock(&context.refused) = (!is_over).then(|| context.now() + REFUSED_INTERVAL);
-        Ok(())
-    }
-
-    /// The ends of a partition, if the brokers tell them now.
-    fn bounds(&self, context: &Context, partition: i32) -> Option<(i64, i64)> {
-        match bounds(&self.consumer, &context.topic, partition) {
-            Ok(bounds) => Some(bounds),
-            Err(error) => {
-                if context.is_due("KAFKA_REFUSED", &error.to_string()) {
-                    tracing::warn!(
-                        code = "KAFKA_REFUSED",
-                        topic = context.topic,
-                        partition,
-                        %error,
-                        "Kafka refused the position and does not say why; asked again"
-                    );
-                }
-                None
-            }
-        }
-    }
-}
-
-/// The oldest offset that a partition has, and the one behind its newest message. Asked one by one: the client library's
-/// own question for both takes an error in one answer for an empty partition, and so for a gap.
-fn bounds<C: ConsumerContext>(
-    consumer: &BaseConsumer<C>,
-    topic: &str,
-    partition: i32,
-) -> KafkaResult<(i64, i64)> {
-    let ask = |which: Offset| {
-        let mut asked = TopicPartitionList::new();
-        asked.add_partition_offset(topic, partition, which)?;
-        let answered = consumer.offsets_for_times(asked, CALLBACK_WAIT)?;
-        for element in answered.elements() {
-            element.error()?;
-            if let Offset::Offset(offset) = element.offset() {
-                return Ok(offset);
-            }
-        }
-        Err(KafkaError::OffsetFetch(RDKafkaErrorCode::NoOffset))
-    };
-    Ok((ask(Offset::Beginning)?, ask(Offset::End)?))
-}
-
-fn offset_of(start: Start) -> Offset {
-    match start {
-        Start::At(offset) => Offset::Offset(offset),
-        Start::Beginning => Offset::Beginning,
-        Start::End => Offset::End,
-    }
 }
 
 /// What is news for the machine as it is; the rest needs the intake.
@@ -1160,69 +662,4 @@ fn publish(context: &Context) {
 
 fn milliseconds(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// Most bytes of one fetch, as they travel; a batch that is longer comes alone.
-const FETCH_BYTES: &str = "262144";
-
-/// How any client of ours reaches the brokers. What an operator may tune comes first; what the guarantee needs cannot be
-/// overridden and is set behind it.
-fn connection(kafka: &KafkaConfig) -> Result<ClientConfig, SecretError> {
-    let mut config = ClientConfig::new();
-    config
-        .set("fetch.wait.max.ms", "100")
-        .set("fetch.queue.backoff.ms", "10")
-        // Memory: what a fetch brings is counted as it travels, and unpacks to many times that; messages that wait cost
-        // 300 bytes each besides. A line of 10 kB/s carries a fetch before it times out. docs/memory.md has the sums.
-        .set("message.max.bytes", FETCH_BYTES)
-        .set("fetch.max.bytes", FETCH_BYTES)
-        .set("fetch.message.max.bytes", FETCH_BYTES)
-        .set("queued.max.messages.kbytes", "4096")
-        .set("queued.min.messages", "10000")
-        // A connection that died without a word is given up after so long; an answer takes no longer.
-        .set("socket.timeout.ms", "30000")
-        .set("socket.connection.setup.timeout.ms", "10000")
-        .set("socket.keepalive.enable", "true")
-        .set("topic.metadata.refresh.interval.ms", "30000")
-        .set("reconnect.backoff.ms", "200")
-        .set("reconnect.backoff.max.ms", "5000")
-        .set("check.crcs", "true");
-    for (property, value) in &kafka.properties {
-        config.set(property, value);
-    }
-    for (property, value) in kafka_connection::properties(kafka)?.iter() {
-        config.set(property, value);
-    }
-    // Informational, because a listener that hangs up is not more than that to the client library.
-    config.set_log_level(RDKafkaLogLevel::Info);
-    Ok(config)
-}
-
-/// What the consumer of a pipeline is made with.
-///
-/// # Errors
-/// A secret cannot be read.
-pub fn client_config(
-    kafka: &KafkaConfig,
-    pipeline: &PipelineConfig,
-    member: Option<&str>,
-) -> Result<ClientConfig, SecretError> {
-    let mut config = connection(kafka)?;
-    config
-        .set("group.id", &pipeline.group_id)
-        .set("session.timeout.ms", kafka.session_timeout.as_millis().to_string())
-        .set("partition.assignment.strategy", "cooperative-sticky")
-        .set("enable.auto.commit", "false")
-        .set("enable.auto.offset.store", "false")
-        .set("auto.offset.reset", "error")
-        .set("enable.partition.eof", "false")
-        .set("statistics.interval.ms", "1000");
-    if !kafka.properties.contains_key("max.poll.interval.ms") {
-        let interval = group::poll_interval(kafka.session_timeout);
-        config.set("max.poll.interval.ms", interval.as_millis().to_string());
-    }
-    if let Some(member) = member {
-        config.set("group.instance.id", member);
-    }
-    Ok(config)
 }

@@ -18,8 +18,10 @@ use rdkafka::message::Message;
 use rdkafka::{Offset, TopicPartitionList};
 use wal::{DiskFs, Position, WalError};
 
+use super::gaps::bounds;
+use super::properties::connection;
 use super::token::Tokens;
-use super::{CALLBACK_WAIT, IngestShared, bounds, envelope, identity, lock};
+use super::{CALLBACK_WAIT, IngestShared, envelope, identity, lock};
 use crate::clock::wall_ms;
 use crate::config::KafkaConfig;
 use crate::ingest::CommitAfter;
@@ -192,7 +194,7 @@ impl ClientContext for Context {
 impl ConsumerContext for Context {}
 
 fn client(kafka: &KafkaConfig, group: &str) -> anyhow::Result<BaseConsumer<Context>> {
-    let mut config = super::connection(kafka)?;
+    let mut config = connection(kafka)?;
     config
         .set("group.id", group)
         .set("enable.auto.commit", "false")
@@ -294,7 +296,7 @@ fn news_of(confirmed: Vec<(i32, i64)>) -> Vec<LedgerNews> {
 
 /// How long Kafka keeps the topic's messages, by age; `None`: for ever.
 fn retention_of(at: &LedgerKeeper) -> anyhow::Result<Option<Duration>> {
-    let admin: AdminClient<Context> = super::connection(&at.kafka)?.create_with_context(Context)?;
+    let admin: AdminClient<Context> = connection(&at.kafka)?.create_with_context(Context)?;
     let options = AdminOptions::new().request_timeout(Some(CALLBACK_WAIT));
     let topic = [ResourceSpecifier::Topic(&at.topic)];
     let answered = at.runtime.block_on(admin.describe_configs(&topic, &options))?;
