@@ -1,4 +1,4 @@
-//! The consumer and its rebalances: the only file that names rdkafka, apart from the demo's broker.
+//! The consumer's thread. This file and those below it are the only ones that name rdkafka, apart from the demo's broker.
 //!
 //! One thread polls and does everything; the callbacks run inside its polls. A rebalance is an event whose effects
 //! the callback carries out to the end without polling: newly assigned partitions start where the machine says,

@@ -3,51 +3,48 @@
 //! It has a client of its own, with the ledger's group and without membership: what it reads and commits never moves
 //! the position of the group that consumes.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod client;
+mod forecast;
+mod others;
+mod owed;
+
+pub(crate) use client::{instances, read_of};
+
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
-use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
-use rdkafka::client::ClientContext;
-use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext};
-use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
-use rdkafka::message::Message;
-use rdkafka::{Offset, TopicPartitionList};
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
 use wal::{DiskFs, Position, WalError};
 
-use super::gaps::bounds;
-use super::properties::connection;
+use client::{Context, client, commit, is_forbidden, read};
+use forecast::RETENTION_INTERVAL;
+
 use super::token::Tokens;
-use super::{CALLBACK_WAIT, IngestShared, envelope, identity, lock};
+use super::{CALLBACK_WAIT, IngestShared, identity, lock};
 use crate::clock::wall_ms;
 use crate::config::KafkaConfig;
 use crate::ingest::CommitAfter;
 use crate::kafka_gap::KafkaGap;
-use crate::keeper::{Keeper, KeeperCounts, LedgerCommit, Written};
-use crate::ledger::{self, Entry, Finding};
+use crate::keeper::{Keeper, KeeperCounts, Written};
+use crate::ledger::{self, Finding};
 use crate::offset_ranges::OffsetRange;
 use crate::offsets::Testimony;
-use crate::orders::{Order, Orders};
-use crate::retention::{Behind, RetentionForecast};
+use crate::orders::Orders;
+use crate::retention::RetentionForecast;
 use crate::said::Said;
 use crate::silence::Silences;
 use crate::topic_identity::TopicIdentity;
 
 /// How long the thread waits for something to do.
 const TURN: Duration = Duration::from_millis(100);
-/// How long it fetches before it looks around again.
-const FETCH_TIME: Duration = Duration::from_millis(200);
-const FETCH_BYTES: usize = 1 << 20;
 /// How often the ledgers of other instances are looked at.
 const OTHERS_INTERVAL: Duration = Duration::from_secs(60);
 /// How often Kafka is asked which topic it has by our name.
 const TOPIC_INTERVAL: Duration = Duration::from_secs(10);
-/// How often it is forecast when Kafka removes what was not consumed, and how often the topic's retention is asked for.
-const RETENTION_INTERVAL: Duration = Duration::from_secs(15);
-const RETENTION_ASK_INTERVAL: Duration = Duration::from_secs(10 * 60);
 /// How often one that could not be read at start is tried again.
 const OPEN_RETRY: Duration = Duration::from_secs(2);
 
@@ -178,143 +175,9 @@ impl LedgerHandle {
     }
 }
 
-/// Messages for the log only: the client's own chatter goes where the consumer's goes.
-struct Context;
-
-impl ClientContext for Context {
-    fn log(&self, _level: RDKafkaLogLevel, facility: &str, message: &str) {
-        tracing::debug!(target: "librdkafka", facility, message, "ledger");
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        tracing::debug!(target: "librdkafka", %error, reason, "ledger");
-    }
-}
-
-impl ConsumerContext for Context {}
-
-fn client(kafka: &KafkaConfig, group: &str) -> anyhow::Result<BaseConsumer<Context>> {
-    let mut config = connection(kafka)?;
-    config
-        .set("group.id", group)
-        .set("enable.auto.commit", "false")
-        .set("enable.auto.offset.store", "false")
-        .set("auto.offset.reset", "error")
-        .set("enable.partition.eof", "true")
-        // It never joins; but the library compares this with a max.poll.interval.ms that is set for all clients.
-        .set("session.timeout.ms", kafka.session_timeout.as_millis().to_string())
-        // One turn takes no more; see `connection`.
-        .set("queued.max.messages.kbytes", "1024")
-        .set("queued.min.messages", "2000");
-    Ok(config.create_with_context(Context)?)
-}
-
-/// A client for a few questions: its token lasts for them.
-fn client_with_token(kafka: &KafkaConfig, group: &str) -> anyhow::Result<BaseConsumer<Context>> {
-    let client = client(kafka, group)?;
-    Tokens::new(kafka).keep(client.client(), Duration::ZERO)?;
-    Ok(client)
-}
-
-fn partitions_of(client: &BaseConsumer<Context>, topic: &str) -> KafkaResult<Vec<i32>> {
-    let metadata = client.fetch_metadata(Some(topic), CALLBACK_WAIT)?;
-    let topics = metadata.topics().iter().filter(|found| found.name() == topic);
-    Ok(topics
-        .flat_map(|topic| topic.partitions().iter().map(rdkafka::metadata::MetadataPartition::id))
-        .collect())
-}
-
-/// The ledger that the client's group holds.
-fn read(client: &BaseConsumer<Context>, topic: &str) -> KafkaResult<BTreeMap<i32, Written>> {
-    let mut asked = TopicPartitionList::new();
-    for partition in partitions_of(client, topic)? {
-        asked.add_partition(topic, partition);
-    }
-    if asked.count() == 0 {
-        return Err(KafkaError::MetadataFetch(RDKafkaErrorCode::UnknownTopicOrPartition));
-    }
-    let committed = client.committed_offsets(asked, CALLBACK_WAIT)?;
-    let mut ledger = BTreeMap::new();
-    for element in committed.elements() {
-        element.error()?;
-        if let (Offset::Offset(delivered), Some(entry)) =
-            (element.offset(), Entry::decode(element.metadata()))
-        {
-            ledger.insert(element.partition(), Written { delivered, entry });
-        }
-    }
-    Ok(ledger)
-}
-
-/// The ledger of an instance, for people and for taking over.
-///
-/// # Errors
-/// No broker answers, or the group may not be read.
-pub(crate) fn read_of(
-    kafka: &KafkaConfig,
-    topic: &str,
-    group: &str,
-    instance: &str,
-) -> anyhow::Result<BTreeMap<i32, Written>> {
-    Ok(read(&client_with_token(kafka, &ledger::group_of(group, instance))?, topic)?)
-}
-
-/// Names of all instances that keep a ledger for `group`.
-///
-/// # Errors
-/// No broker answers, or groups may not be listed.
-pub(crate) fn instances(kafka: &KafkaConfig, group: &str) -> anyhow::Result<Vec<String>> {
-    let client = client_with_token(kafka, &format!("{group}.delivered"))?;
-    let groups = client.fetch_group_list(None, CALLBACK_WAIT)?;
-    let mut names: Vec<String> = groups
-        .groups()
-        .iter()
-        .filter_map(|found| ledger::instance_of(group, found.name()).map(str::to_owned))
-        .collect();
-    names.sort();
-    Ok(names)
-}
-
-fn commit(
-    client: &BaseConsumer<Context>,
-    topic: &str,
-    commits: &[LedgerCommit],
-) -> KafkaResult<()> {
-    let mut list = TopicPartitionList::with_capacity(commits.len());
-    for commit in commits {
-        let mut element = list.add_partition(topic, commit.partition);
-        element.set_offset(Offset::Offset(commit.delivered))?;
-        element.set_metadata(commit.entry.encode());
-    }
-    client.commit(&list, CommitMode::Sync)
-}
-
 fn news_of(confirmed: Vec<(i32, i64)>) -> Vec<LedgerNews> {
     let witnessed = |(partition, next)| LedgerNews::Witnessed { partition, next };
     confirmed.into_iter().map(witnessed).collect()
-}
-
-/// How long Kafka keeps the topic's messages, by age; `None`: for ever.
-fn retention_of(at: &LedgerKeeper) -> anyhow::Result<Option<Duration>> {
-    let admin: AdminClient<Context> = connection(&at.kafka)?.create_with_context(Context)?;
-    let options = AdminOptions::new().request_timeout(Some(CALLBACK_WAIT));
-    let topic = [ResourceSpecifier::Topic(&at.topic)];
-    let answered = at.runtime.block_on(admin.describe_configs(&topic, &options))?;
-    let Some(Ok(config)) = answered.into_iter().next() else {
-        anyhow::bail!("the brokers do not say");
-    };
-    let value = |name| config.get(name).and_then(|entry| entry.value.as_deref());
-    let is_deleted = value("cleanup.policy").is_none_or(|policy| policy.contains("delete"));
-    let millis = value("retention.ms").and_then(|text| text.parse::<u64>().ok());
-    Ok(millis.filter(|_| is_deleted).map(Duration::from_millis))
-}
-
-/// Whether trying again is pointless until somebody grants a right.
-fn is_forbidden(error: &KafkaError) -> bool {
-    matches!(
-        error.rdkafka_error_code(),
-        Some(RDKafkaErrorCode::GroupAuthorizationFailed | RDKafkaErrorCode::OffsetMetadataTooLarge)
-    )
 }
 
 /// Everything the thread needs.
@@ -592,63 +455,6 @@ impl Driver {
         }
     }
 
-    /// Forecasts when Kafka removes what was not consumed, for partitions that are behind.
-    fn look_at_retention(&mut self) {
-        let snapshot = self.at.ingest.snapshot();
-        let has_caught_up = |partition: &i32| snapshot.lag.get(partition) == Some(&0);
-        let (others, behind): (Vec<i32>, Vec<i32>) =
-            snapshot.partitions.keys().partition(|partition| has_caught_up(partition));
-        others.iter().for_each(|partition| self.forecast.forget(*partition));
-        if !behind.is_empty() && self.now() >= self.next_retention {
-            match retention_of(&self.at) {
-                Ok(retention) => {
-                    self.forecast.retention = retention;
-                    self.next_retention = self.now() + RETENTION_ASK_INTERVAL;
-                }
-                Err(error) => {
-                    tracing::debug!(topic = self.at.topic, %error, "ask for the topic's retention")
-                }
-            }
-        }
-        let mut left = BTreeMap::new();
-        for partition in behind {
-            let Some(progress) = snapshot.partitions.get(&partition) else { continue };
-            let Ok((low, high)) = bounds(&self.client, &self.at.topic, partition) else { break };
-            let next = progress.consumed.unwrap_or(low);
-            if next >= high {
-                self.forecast.forget(partition);
-                continue;
-            }
-            let timestamp_ms = progress.timestamp_ms.or_else(|| self.timestamp_at(partition, next));
-            let behind = Behind { next, timestamp_ms, low };
-            if let Some(forecast) = self.forecast.left(partition, behind, self.now(), wall_ms()) {
-                let is_near = self.forecast.is_near(forecast);
-                left.insert(partition, RetentionLeft { seconds: forecast.as_secs(), is_near });
-            }
-        }
-        lock(&self.handle.snapshot).retention = left;
-    }
-
-    /// Timestamp of a message that nobody has consumed yet: of a partition from which nothing was taken since the start.
-    fn timestamp_at(&mut self, partition: i32, offset: i64) -> Option<i64> {
-        if self.fetching.is_some() {
-            return None;
-        }
-        self.assign(Some((partition, offset)));
-        let deadline = Instant::now() + Duration::from_secs(2);
-        let mut found = None;
-        while found.is_none() && Instant::now() < deadline {
-            if let Some(Ok(message)) = self.client.poll(TURN)
-                && message.partition() == partition
-                && message.offset() >= offset
-            {
-                found = Some(message.timestamp().to_millis());
-            }
-        }
-        self.assign(None);
-        found.flatten()
-    }
-
     fn answer(&mut self, request: Request) {
         match request {
             Request::Rewind { partition, next, end } => {
@@ -712,263 +518,5 @@ impl Driver {
         snapshot.lost = offsets.lost.iter().collect();
         snapshot.gaps = offsets.gaps;
         snapshot.counts = self.at.keeper.counts();
-    }
-
-    /// Fetches some of what is owed.
-    fn fetch(&mut self) -> Result<(), WalError> {
-        let Some(owed) = self.at.keeper.next_owed() else {
-            if self.fetching.take().is_some() {
-                self.assign(None);
-            }
-            return Ok(());
-        };
-        if self.fetching != Some((owed.partition, owed.from)) && !self.begin(owed)? {
-            return Ok(());
-        }
-        let outcome = self.poll(owed);
-        match outcome {
-            // No room: what was not settled is fetched again when there is some.
-            Err(WalError::NoSpace { .. }) => {
-                self.fetching = None;
-                Ok(())
-            }
-            outcome => outcome,
-        }
-    }
-
-    fn assign(&mut self, at: Option<(i32, i64)>) {
-        let mut list = TopicPartitionList::new();
-        if let Some((partition, offset)) = at {
-            drop(list.add_partition_offset(&self.at.topic, partition, Offset::Offset(offset)));
-        }
-        if let Err(error) = self.client.assign(&list) {
-            self.failed("assign what is owed", &error);
-        }
-    }
-
-    /// False when there is nothing to poll for now.
-    fn begin(&mut self, owed: OffsetRange) -> Result<bool, WalError> {
-        self.fetching = None;
-        let OffsetRange { partition, from, to } = owed;
-        let (low, high) = match bounds(&self.client, &self.at.topic, partition) {
-            Ok(bounds) => bounds,
-            Err(error) => {
-                self.failed("ask for the ends of what is owed", &error);
-                return Ok(false);
-            }
-        };
-        for (from, to) in [(from, to.min(low)), (from.max(high), to)] {
-            if from < to {
-                tracing::error!(
-                    code = "KAFKA_GAP",
-                    topic = self.at.topic,
-                    partition,
-                    from,
-                    to,
-                    "owed messages are not in Kafka any more: they are lost"
-                );
-                let lost = OffsetRange { partition, from, to };
-                match self.at.keeper.lose(lost) {
-                    Ok(()) | Err(WalError::NoSpace { .. }) => {}
-                    Err(error) => return Err(error),
-                }
-                return Ok(false);
-            }
-        }
-        tracing::info!(topic = self.at.topic, partition, from, to, "fetching again what is owed");
-        self.assign(Some((partition, from)));
-        self.fetching = Some((partition, from));
-        Ok(true)
-    }
-
-    fn poll(&mut self, owed: OffsetRange) -> Result<(), WalError> {
-        let (partition, to) = (owed.partition, owed.to);
-        let mut next = owed.from;
-        let begun = Instant::now();
-        let mut bytes = 0_usize;
-        while next < to && bytes < FETCH_BYTES && begun.elapsed() < FETCH_TIME {
-            match self.client.poll(TURN) {
-                None => break,
-                Some(Ok(message)) => {
-                    // What the client had fetched before it was told to go elsewhere.
-                    if message.partition() != partition || message.offset() < next {
-                        continue;
-                    }
-                    if message.offset() >= to {
-                        next = to;
-                        break;
-                    }
-                    bytes = bytes.saturating_add(message.payload_len());
-                    self.at.keeper.take(next, &envelope(&self.at.topic, &message))?;
-                    next = message.offset().saturating_add(1);
-                }
-                Some(Err(KafkaError::PartitionEOF(at))) if at == partition => next = to,
-                Some(Err(error)) => {
-                    if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AutoOffsetReset) {
-                        // Retention was faster: ask for the ends again.
-                        self.fetching = None;
-                    }
-                    self.failed("fetch what is owed", &error);
-                    break;
-                }
-            }
-        }
-        if next > owed.from {
-            self.at.keeper.fetched_to(partition, owed.from, next)?;
-            if self.fetching.is_some() {
-                self.fetching = Some((partition, next));
-            }
-            if next >= to {
-                tracing::info!(
-                    code = "REPAIRED",
-                    topic = self.at.topic,
-                    partition,
-                    through = to,
-                    "everything owed up to here is in the log again"
-                );
-            }
-        }
-        Ok(())
-    }
-
-    fn carry_out_orders(&mut self) -> Result<(), WalError> {
-        for (file, order) in self.at.orders.pending() {
-            if order != Order::Accept && !self.at.keeper.is_open() {
-                continue;
-            }
-            let done = match &order {
-                Order::Accept => {
-                    tracing::info!(
-                        topic = self.at.topic,
-                        "gaps accepted: stopped partitions go on"
-                    );
-                    lock(&self.handle.news).push(LedgerNews::Accept);
-                    Ok(true)
-                }
-                Order::Acknowledge => self.at.keeper.acknowledge().map(|()| {
-                    tracing::info!(topic = self.at.topic, "lost messages acknowledged");
-                    true
-                }),
-                Order::Rewind { instance } => self.take_over(instance),
-            };
-            match done {
-                Ok(true) => self.at.orders.done(&file),
-                // It waits until there is room for a note.
-                Ok(false) | Err(WalError::NoSpace { .. }) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
-    }
-
-    /// Owes what another instance owes; its ledger says so. False when Kafka does not answer.
-    fn take_over(&mut self, instance: &str) -> Result<bool, WalError> {
-        let group = ledger::group_of(&self.at.group, instance);
-        let taken = client_with_token(&self.at.kafka, &group)
-            .and_then(|client| Ok((read(&client, &self.at.topic)?, client)));
-        let (ledger, client) = match taken {
-            Ok(taken) => taken,
-            Err(error) => {
-                self.failed("read the ledger to take over", &error);
-                return Ok(false);
-            }
-        };
-        let mut owed = Vec::new();
-        for (partition, written) in &ledger {
-            let Some(range) = ledger::owed(*partition, written.delivered, &written.entry) else {
-                continue;
-            };
-            if self.at.keeper.is_of_our_topic(&written.entry) {
-                owed.push(range);
-            } else {
-                tracing::error!(
-                    code = "KAFKA_RECREATED",
-                    topic = self.at.topic,
-                    from_instance = instance,
-                    partition,
-                    from = range.from,
-                    to = range.to,
-                    "this instance's ledger is about another topic of this name: what it owes cannot be fetched"
-                );
-            }
-        }
-        for range in &owed {
-            tracing::warn!(
-                code = "LEDGER_TAKEN_OVER",
-                topic = self.at.topic,
-                from_instance = instance,
-                partition = range.partition,
-                from = range.from,
-                to = range.to,
-                replay = range.offsets(),
-                "fetching what another instance owes"
-            );
-        }
-        self.at.keeper.take_over(owed)?;
-        // A disk that is lost now must not take the debt with it: our ledger has it before theirs is written over.
-        if !self.commit_due() {
-            return Ok(false);
-        }
-        let commits: Vec<LedgerCommit> = ledger
-            .into_iter()
-            .map(|(partition, written)| LedgerCommit {
-                partition,
-                delivered: written.entry.next,
-                entry: Entry { taken_over_by: self.at.instance.clone(), ..written.entry },
-            })
-            .collect();
-        if !commits.is_empty()
-            && let Err(error) = commit(&client, &self.at.topic, &commits)
-        {
-            self.failed("note in the ledger that it was taken over", &error);
-            return Ok(false);
-        }
-        Ok(true)
-    }
-
-    /// Reads the other instances' ledgers, and takes over from one that was silent for too long.
-    fn look_at_others(&mut self) -> Result<(), WalError> {
-        let names = match instances(&self.at.kafka, &self.at.group) {
-            Ok(names) => names,
-            Err(error) => {
-                tracing::debug!(%error, "list the ledgers of other instances");
-                return Ok(());
-            }
-        };
-        let mut others = Vec::new();
-        let mut silent = Vec::new();
-        let names: BTreeSet<String> =
-            names.into_iter().filter(|name| *name != self.at.instance).collect();
-        self.silences.keep(&names);
-        for instance in names {
-            let Ok(ledger) = read_of(&self.at.kafka, &self.at.topic, &self.at.group, &instance)
-            else {
-                continue;
-            };
-            let owed = ledger.iter().filter_map(|(partition, written)| {
-                ledger::owed(*partition, written.delivered, &written.entry)
-            });
-            let owed_offsets = owed.map(|range| range.offsets()).sum();
-            let heard_ms = ledger.values().map(|written| written.entry.at_ms).max().unwrap_or(0);
-            let now = self.now();
-            let silent_for = self.silences.look(&instance, ledger, now);
-            if self.at.is_to_be_taken_over(owed_offsets, silent_for) {
-                silent.push(instance.clone());
-            }
-            let silent_for_s = silent_for.as_secs();
-            others.push(OtherLedger { instance, owed_offsets, heard_ms, silent_for_s });
-        }
-        lock(&self.handle.snapshot).others = others;
-        for instance in silent {
-            if !self.at.keeper.is_open() {
-                break;
-            }
-            match self.take_over(&instance) {
-                // Looked at again in a minute.
-                Ok(_) | Err(WalError::NoSpace { .. }) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
     }
 }
