@@ -98,6 +98,8 @@ struct Context {
     begin: Mutex<BTreeMap<i32, Start>>,
     /// Kafka refused the position of some partition, the client library does not say of which; looked at then.
     refused: Mutex<Option<Duration>>,
+    /// The brokers do not tell the topic's id.
+    is_topic_untold: AtomicBool,
     /// Where partitions without any known offset began.
     beginnings: Mutex<BTreeMap<i32, Start>>,
     /// Since when a commit is on its way. Two of them may overtake each other, because the client library sends one
@@ -366,6 +368,7 @@ impl Ingestion {
             news: Mutex::default(),
             begin: Mutex::default(),
             refused: Mutex::new(None),
+            is_topic_untold: AtomicBool::new(false),
             beginnings: Mutex::default(),
             committing: Mutex::new(None),
             repeated: Mutex::default(),

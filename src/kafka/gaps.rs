@@ -96,7 +96,7 @@ impl Ingestion {
             return Ok(());
         }
         // One that was created again may look as if it was truncated.
-        let topic = identity::of_topic(self.consumer.client(), &context.topic, CALLBACK_WAIT);
+        let topic = context.topic_identity(&self.consumer, identity::TOPIC_WAIT);
         let assigned: Vec<(i32, Option<i64>)> = {
             let mut intake = lock(&context.intake);
             intake.topic_is(topic, wall_ms(), context.now(), effects)?;

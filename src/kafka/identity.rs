@@ -24,6 +24,9 @@ pub(super) fn leader_epoch(message: &BorrowedMessage<'_>) -> i32 {
     unsafe { rdsys::rd_kafka_message_leader_epoch(message.ptr()) }
 }
 
+/// How long brokers are asked for a topic's id. Some never answer, and each of those costs as much.
+pub(super) const TOPIC_WAIT: Duration = Duration::from_secs(1);
+
 /// Which topic this is; ids that the brokers do not tell in time are empty.
 pub(super) fn of_topic<C: ClientContext>(
     client: &Client<C>,
@@ -190,7 +193,7 @@ fn topic_id<C: ClientContext>(
         );
         let event = if set == rdsys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
             rdsys::rd_kafka_DescribeTopics(handle, topics, options, queue);
-            rdsys::rd_kafka_queue_poll(queue, timeout_ms.saturating_add(1000))
+            rdsys::rd_kafka_queue_poll(queue, timeout_ms)
         } else {
             ptr::null_mut()
         };

@@ -45,6 +45,8 @@ const TURN: Duration = Duration::from_millis(100);
 const OTHERS_INTERVAL: Duration = Duration::from_secs(60);
 /// How often Kafka is asked which topic it has by our name.
 const TOPIC_INTERVAL: Duration = Duration::from_secs(10);
+/// How often while it does not say.
+const TOPIC_UNTOLD_INTERVAL: Duration = Duration::from_secs(60);
 /// How often one that could not be read at start is tried again.
 const OPEN_RETRY: Duration = Duration::from_secs(2);
 
@@ -402,7 +404,7 @@ impl Driver {
                 return Ok(());
             }
         };
-        let topic = identity::of_topic(self.client.client(), &self.at.topic, CALLBACK_WAIT);
+        let topic = identity::of_topic(self.client.client(), &self.at.topic, identity::TOPIC_WAIT);
         match self.at.keeper.opened(&topic, &ledger) {
             Ok(missing) => {
                 let mut ranges = Vec::new();
@@ -448,11 +450,14 @@ impl Driver {
 
     /// A topic that is deleted and created again while it is consumed goes unnoticed by the client library.
     fn look_at_topic(&mut self) {
-        let topic = identity::of_topic(self.client.client(), &self.at.topic, CALLBACK_WAIT);
-        if !topic.topic.is_empty() {
-            self.at.keeper.topic_is(&topic);
-            lock(&self.handle.news).push(LedgerNews::Topic(topic));
+        let topic = identity::of_topic(self.client.client(), &self.at.topic, identity::TOPIC_WAIT);
+        if topic.topic.is_empty() {
+            // Commits of the ledger wait meanwhile.
+            self.next_topic = self.now() + TOPIC_UNTOLD_INTERVAL;
+            return;
         }
+        self.at.keeper.topic_is(&topic);
+        lock(&self.handle.news).push(LedgerNews::Topic(topic));
     }
 
     fn answer(&mut self, request: Request) {

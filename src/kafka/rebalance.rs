@@ -16,6 +16,7 @@ use crate::clock::wall_ms;
 use crate::ingest::{Effect, Event, Start};
 use crate::intake::IntakeError;
 use crate::offsets::Committable;
+use crate::topic_identity::TopicIdentity;
 
 /// How often the committed offsets are asked for in the time of one rebalance.
 const COMMITTED_TRIES: u32 = 3;
@@ -31,7 +32,7 @@ impl Context {
         lock(&self.shared.snapshot).trouble.take_if(|trouble| trouble.is_of_group());
         let committed = self.committed(consumer, partitions, deadline);
         let at_first = self.partitions_at_first(consumer, deadline);
-        let topic = identity::of_topic(consumer.client(), &self.topic, deadline.left());
+        let topic = self.topic_identity(consumer, deadline.left());
         let mut effects = Vec::new();
         let mut start_at = TopicPartitionList::new();
         {
@@ -243,7 +244,27 @@ impl Context {
         consumer: &BaseConsumer<Self>,
         partitions: &TopicPartitionList,
     ) -> KafkaResult<()> {
-        consumer.resume(partitions)?;
+        if let Err(error) = consumer.resume(partitions) {
+            tracing::debug!(%error, "resume partitions that are given up");
+        }
         consumer.incremental_unassign(partitions)
+    }
+
+    /// Which topic Kafka has now, if the brokers say it: those that did not say it once are not waited for again. The
+    /// ledger's thread goes on asking.
+    pub(super) fn topic_identity(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        time_left: Duration,
+    ) -> TopicIdentity {
+        if self.is_topic_untold.load(Ordering::Relaxed) {
+            return TopicIdentity::default();
+        }
+        let wait = time_left.min(identity::TOPIC_WAIT);
+        let topic = identity::of_topic(consumer.client(), &self.topic, wait);
+        if topic.topic.is_empty() && wait == identity::TOPIC_WAIT {
+            self.is_topic_untold.store(true, Ordering::Relaxed);
+        }
+        topic
     }
 }
