@@ -17,7 +17,7 @@ mod token;
 pub use properties::client_config;
 pub use snapshot::{IngestShared, IngestSnapshot};
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -58,6 +58,10 @@ const CALLBACK_WAIT: Duration = Duration::from_secs(5);
 /// No more is polled while so many bytes wait for the disk, or at most for so long.
 const QUEUED_BYTES_MAX: u64 = 8 << 20;
 const LOG_WAIT: Duration = Duration::from_secs(1);
+
+/// So often within this time the group may say that our name belongs to another member.
+const FENCED_MOST: usize = 3;
+const FENCED_WITHIN: Duration = Duration::from_secs(120);
 
 /// A trouble is over when nothing was heard of it for so long: the client library repeats it every 30 s.
 const TROUBLE_LASTS_MS: u64 = 90_000;
@@ -176,7 +180,7 @@ impl Context {
         list
     }
 
-    fn pause(&self, consumer: &BaseConsumer<Self>, partitions: &[i32]) {
+    fn pause(&self, consumer: &KafkaConsumer, partitions: &[i32]) {
         if partitions.is_empty() {
             return;
         }
@@ -193,7 +197,7 @@ impl Context {
         }
     }
 
-    fn resume(&self, consumer: &BaseConsumer<Self>, partitions: &[i32]) {
+    fn resume(&self, consumer: &KafkaConsumer, partitions: &[i32]) {
         if partitions.is_empty() {
             return;
         }
@@ -206,7 +210,8 @@ impl Context {
     }
 }
 
-impl ClientContext for Context {
+/// What the client library calls.
+impl Context {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         // A listener that hangs up is no error to the client library; why it did may stand in the text.
         if facility == "FAIL" && self.trouble(Class::Other, message) {
@@ -278,10 +283,10 @@ impl ClientContext for Context {
     }
 }
 
-impl ConsumerContext for Context {
+impl Context {
     fn rebalance(
         &self,
-        consumer: &BaseConsumer<Self>,
+        consumer: &KafkaConsumer,
         event: RDKafkaRespErr,
         partitions: &mut TopicPartitionList,
     ) {
@@ -309,6 +314,57 @@ impl ConsumerContext for Context {
     }
 }
 
+/// A context that outlives the client it was made for: one that is fenced is of no use, and another takes its place.
+struct Callbacks {
+    context: Arc<Context>,
+    /// Its client was replaced: what it still has to say is about nobody any more.
+    is_retired: AtomicBool,
+}
+
+/// The client that consumes.
+type KafkaConsumer = BaseConsumer<Callbacks>;
+
+impl ClientContext for Callbacks {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        if !self.is_retired.load(Ordering::Relaxed) {
+            self.context.log(level, facility, message);
+        }
+    }
+
+    fn stats(&self, statistics: Statistics) {
+        if !self.is_retired.load(Ordering::Relaxed) {
+            self.context.stats(statistics);
+        }
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        if !self.is_retired.load(Ordering::Relaxed) {
+            self.context.error(error, reason);
+        }
+    }
+}
+
+impl ConsumerContext for Callbacks {
+    fn rebalance(
+        &self,
+        consumer: &KafkaConsumer,
+        event: RDKafkaRespErr,
+        partitions: &mut TopicPartitionList,
+    ) {
+        if !self.is_retired.load(Ordering::Relaxed) {
+            self.context.rebalance(consumer, event, partitions);
+        } else if let Err(error) = consumer.incremental_unassign(partitions) {
+            tracing::debug!(%error, "give up partitions of a client that was replaced");
+        }
+    }
+
+    fn commit_callback(&self, result: KafkaResult<()>, offsets: &TopicPartitionList) {
+        if !self.is_retired.load(Ordering::Relaxed) {
+            self.context.commit_callback(result, offsets);
+        }
+    }
+}
+
 /// What the polling thread works with.
 pub struct IngestParts {
     /// Name of the member; `None` for one that the group names.
@@ -327,7 +383,24 @@ pub struct IngestParts {
 
 /// The polling thread's consumer.
 pub struct Ingestion {
-    consumer: BaseConsumer<Context>,
+    consumer: KafkaConsumer,
+    context: Arc<Context>,
+    kafka: KafkaConfig,
+    pipeline: PipelineConfig,
+    /// When the group said lately that our name belongs to another member.
+    fenced: VecDeque<Instant>,
+}
+
+fn consumer(
+    kafka: &KafkaConfig,
+    pipeline: &PipelineConfig,
+    context: &Arc<Context>,
+) -> anyhow::Result<KafkaConsumer> {
+    let config = client_config(kafka, pipeline, context.membership.name.as_deref())?;
+    let callbacks = Callbacks { context: Arc::clone(context), is_retired: AtomicBool::new(false) };
+    let consumer: KafkaConsumer = config.create_with_context(callbacks)?;
+    consumer.subscribe(&[&pipeline.topic])?;
+    Ok(consumer)
 }
 
 /// How the first stage ended.
@@ -349,8 +422,7 @@ impl Ingestion {
     ) -> anyhow::Result<Self> {
         let IngestParts { member, intake, shared, ledger, stop, started } = parts;
         lock(&shared.snapshot).group.member.clone_from(&member);
-        let config = client_config(kafka, pipeline, member.as_deref())?;
-        let context = Context {
+        let context = Arc::new(Context {
             topic: pipeline.topic.clone(),
             membership: Membership {
                 group: pipeline.group_id.clone(),
@@ -380,19 +452,62 @@ impl Ingestion {
             tls: kafka.security.tls.clone(),
             was_connected: AtomicBool::new(false),
             troubled_ms: AtomicU64::new(0),
+        });
+        Ok(Self {
+            consumer: consumer(kafka, pipeline, &context)?,
+            context,
+            kafka: kafka.clone(),
+            pipeline: pipeline.clone(),
+            fenced: VecDeque::new(),
+        })
+    }
+
+    /// Joins anew after the group said that our name belongs to another member. That may be ourselves: the answer to a
+    /// request to join that was lost on a bad network names a member that we never heard of. False when it was said too
+    /// often: then it is another process.
+    fn join_again(&mut self) -> anyhow::Result<bool> {
+        let now = Instant::now();
+        self.fenced.retain(|at| now.saturating_duration_since(*at) < FENCED_WITHIN);
+        if self.fenced.len() >= FENCED_MOST {
+            return Ok(false);
+        }
+        self.fenced.push_back(now);
+        let context = Arc::clone(&self.context);
+        let partitions: Vec<i32> = {
+            let intake = lock(&context.intake);
+            intake.machine().progress().map(|(partition, _)| partition).collect()
         };
-        let consumer: BaseConsumer<Context> = config.create_with_context(context)?;
-        consumer.subscribe(&[&pipeline.topic])?;
-        Ok(Self { consumer })
+        tracing::warn!(
+            code = "KAFKA_FENCED",
+            topic = context.topic,
+            ?partitions,
+            "the group knows another member of our name, perhaps from before the network failed: joining anew"
+        );
+        {
+            let mut intake = lock(&context.intake);
+            for partition in partitions {
+                lock(&context.begin).remove(&partition);
+                intake.on(Event::Gone { partition }, context.now(), &mut Vec::new());
+            }
+        }
+        *lock(&context.committing) = None;
+        *lock(&context.refused) = None;
+        *lock(&context.tokens) = Tokens::new(&self.kafka);
+        self.consumer.context().is_retired.store(true, Ordering::Relaxed);
+        let new = consumer(&self.kafka, &self.pipeline, &context)?;
+        let old = std::mem::replace(&mut self.consumer, new);
+        // It may not let itself be closed.
+        std::thread::Builder::new().name("kafka-close".to_owned()).spawn(move || drop(old))?;
+        Ok(true)
     }
 
     /// Polls until told to stop, then makes everything durable, commits, and leaves.
     ///
     /// # Errors
     /// [`IntakeError`]: the log failed or a message cannot be kept; offsets behind it were not committed.
-    /// [`MemberError`]: the consumer is of no use any more.
-    pub fn run(self) -> anyhow::Result<IngestEnd> {
-        let context = Arc::clone(self.consumer.context());
+    /// `MemberError`: the consumer is of no use any more.
+    pub fn run(mut self) -> anyhow::Result<IngestEnd> {
+        let context = Arc::clone(&self.context);
         let end = self.poll_until_stopped(&context).and_then(|()| Ok(self.leave(&context)?));
         // After a failure nothing may be committed any more.
         context.leaving.store(true, Ordering::Relaxed);
@@ -400,12 +515,15 @@ impl Ingestion {
         end
     }
 
-    fn poll_until_stopped(&self, context: &Context) -> anyhow::Result<()> {
+    fn poll_until_stopped(&mut self, context: &Context) -> anyhow::Result<()> {
         let mut effects = Vec::new();
         while !context.stop.load(Ordering::Relaxed) {
             context.await_log();
             self.turn(context, &mut effects)?;
             if let Some((code, reason)) = self.consumer.client().fatal_error() {
+                if code == RDKafkaErrorCode::FencedInstanceId && self.join_again()? {
+                    continue;
+                }
                 let Membership { group, name, .. } = &context.membership;
                 let error = MemberError::of(code, reason, group, name.as_deref().unwrap_or(""));
                 tracing::error!(

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::consumer::Consumer;
 use rdkafka::error::KafkaError;
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::group::Deadline;
-use super::{Context, identity, lock};
+use super::{Context, KafkaConsumer, identity, lock};
 use crate::ingest::Event;
 use crate::offsets::Committable;
 
@@ -30,7 +30,7 @@ impl Context {
 
     /// Has the offsets committed, unless the last commit has not been answered: then what is due now is due again later.
     /// The callback tells how it went.
-    pub(super) fn commit(&self, consumer: &BaseConsumer<Self>, offsets: &[Committable]) {
+    pub(super) fn commit(&self, consumer: &KafkaConsumer, offsets: &[Committable]) {
         let since = *lock(&self.committing);
         let is_under_way =
             since.is_some_and(|since| self.now().saturating_sub(since) < COMMIT_LOST_AFTER);
@@ -59,7 +59,7 @@ impl Context {
     /// Commits offsets, and waits for that without polling.
     pub(super) fn commit_within(
         &self,
-        consumer: &BaseConsumer<Self>,
+        consumer: &KafkaConsumer,
         offsets: &[Committable],
         deadline: Deadline,
     ) {

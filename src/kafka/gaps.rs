@@ -6,7 +6,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::{Offset, TopicPartitionList};
 
-use super::{CALLBACK_WAIT, Context, Ingestion, identity, lock};
+use super::{CALLBACK_WAIT, Context, Ingestion, KafkaConsumer, identity, lock};
 use crate::clock::wall_ms;
 use crate::ingest::{Effect, Event, Start};
 use crate::intake::IntakeError;
@@ -25,7 +25,7 @@ impl Context {
     }
 
     /// Fetches nothing of a partition before a person has accepted the gap.
-    pub(super) fn hold(&self, consumer: &BaseConsumer<Self>, gap: &KafkaGap) {
+    pub(super) fn hold(&self, consumer: &KafkaConsumer, gap: &KafkaGap) {
         self.say_gap(gap, "the partition stops until `offsets accept`");
         if let Err(error) = consumer.pause(&self.list(&[gap.partition])) {
             tracing::error!(code = "KAFKA_PAUSE", %error, "stop a partition at a gap");
@@ -45,12 +45,7 @@ impl Context {
     }
 
     /// Begins to consume a partition of ours somewhere else; false: to be tried again.
-    pub(super) fn begin(
-        &self,
-        consumer: &BaseConsumer<Self>,
-        partition: i32,
-        start: Start,
-    ) -> bool {
+    pub(super) fn begin(&self, consumer: &KafkaConsumer, partition: i32, start: Start) -> bool {
         // Not a seek: the client library refuses it where it has given up to fetch.
         let begun = Self::unassign(consumer, &self.list(&[partition])).and_then(|()| {
             let mut list = TopicPartitionList::new();

@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::consumer::Consumer;
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::gaps::{GOES_ON, offset_of};
 use super::group::{self, Deadline};
-use super::{Context, event_of, identity, lock};
+use super::{Context, KafkaConsumer, event_of, identity, lock};
 use crate::clock::wall_ms;
 use crate::ingest::{Effect, Event, Start};
 use crate::intake::IntakeError;
@@ -26,7 +26,7 @@ impl Context {
         Deadline::after(self.membership.rebalance_time)
     }
 
-    pub(super) fn assign(&self, consumer: &BaseConsumer<Self>, partitions: &TopicPartitionList) {
+    pub(super) fn assign(&self, consumer: &KafkaConsumer, partitions: &TopicPartitionList) {
         let deadline = self.deadline();
         // Whatever the group had against us is over.
         lock(&self.shared.snapshot).trouble.take_if(|trouble| trouble.is_of_group());
@@ -99,7 +99,7 @@ impl Context {
         hold.iter().for_each(|gap| self.hold(consumer, gap));
     }
 
-    pub(super) fn revoke(&self, consumer: &BaseConsumer<Self>, partitions: &TopicPartitionList) {
+    pub(super) fn revoke(&self, consumer: &KafkaConsumer, partitions: &TopicPartitionList) {
         let numbers: Vec<i32> =
             partitions.elements().iter().map(|element| element.partition()).collect();
         let deadline = self.deadline();
@@ -164,7 +164,7 @@ impl Context {
     /// means: unknown, so the log decides.
     pub(super) fn committed(
         &self,
-        consumer: &BaseConsumer<Self>,
+        consumer: &KafkaConsumer,
         partitions: &TopicPartitionList,
         deadline: Deadline,
     ) -> BTreeMap<i32, Option<i64>> {
@@ -223,7 +223,7 @@ impl Context {
     /// Partitions that the topic had when we were first given some: what comes later begins with its oldest message.
     pub(super) fn partitions_at_first(
         &self,
-        consumer: &BaseConsumer<Self>,
+        consumer: &KafkaConsumer,
         deadline: Deadline,
     ) -> usize {
         if !self.membership.begins_at_end {
@@ -241,7 +241,7 @@ impl Context {
     /// Gives partitions up. The client library remembers that one was paused, and would go on with that when it comes
     /// back.
     pub(super) fn unassign(
-        consumer: &BaseConsumer<Self>,
+        consumer: &KafkaConsumer,
         partitions: &TopicPartitionList,
     ) -> KafkaResult<()> {
         if let Err(error) = consumer.resume(partitions) {
@@ -254,7 +254,7 @@ impl Context {
     /// ledger's thread goes on asking.
     pub(super) fn topic_identity(
         &self,
-        consumer: &BaseConsumer<Self>,
+        consumer: &KafkaConsumer,
         time_left: Duration,
     ) -> TopicIdentity {
         if self.is_topic_untold.load(Ordering::Relaxed) {

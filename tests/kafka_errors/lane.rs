@@ -8,7 +8,7 @@ use tempfile::TempDir;
 
 use crate::broker::Broker;
 use crate::persister::{Persister, codes};
-use crate::table::{Cause, Table, ends_the_program};
+use crate::table::{Cause, Table, may_end_the_program};
 
 /// Messages sent before an error, while it lasts, and after it.
 const MESSAGES: usize = 4;
@@ -119,7 +119,7 @@ fn check_lines(
     lines: &[String],
     silent: bool,
 ) -> Result<(), String> {
-    let most = if ends_the_program(error) { LINES_OF_A_START } else { LINES };
+    let most = if may_end_the_program(error) { LINES_OF_A_START } else { LINES };
     if lines.len() > most {
         return Err(format!("{} lines", lines.len()));
     }
@@ -205,7 +205,7 @@ impl<'a> Lane<'a> {
                 caused = Instant::now();
                 self.cause();
             }
-            if done || (ends_the_program(error) && !self.persister.is_running()) {
+            if done || (may_end_the_program(error) && !self.persister.is_running()) {
                 break;
             }
             if begun.elapsed() > CAUGHT_UP {
@@ -222,7 +222,7 @@ impl<'a> Lane<'a> {
         }
         let answered = self.broker.requests(self.table.request) - before;
         self.send(name, 2 * MESSAGES);
-        if ends_the_program(error) {
+        if may_end_the_program(error) && !self.persister.is_running() {
             match self.persister.ended(Duration::from_secs(30)) {
                 Some(78) => {
                     let lines = self.persister.lines().len();
@@ -260,7 +260,7 @@ impl<'a> Lane<'a> {
 
     /// What holds at any moment.
     fn watch(&mut self, error: RDKafkaRespErr) -> Result<(), String> {
-        if !self.persister.is_running() && !ends_the_program(error) {
+        if !self.persister.is_running() && !may_end_the_program(error) {
             return Err("the program ended".to_owned());
         }
         for (partition, committed) in self.broker.committed() {

@@ -49,8 +49,9 @@ impl Table {
     }
 }
 
-/// Somebody else has our member's name: the program must not go on beside it, and ends with 78.
-pub fn ends_the_program(error: RDKafkaRespErr) -> bool {
+/// Somebody else has our member's name: said once, it may be ourselves, and the program joins anew; said again and again
+/// it must not go on beside the other, and ends with 78.
+pub fn may_end_the_program(error: RDKafkaRespErr) -> bool {
     error == RD_KAFKA_RESP_ERR_FENCED_INSTANCE_ID
 }
 
