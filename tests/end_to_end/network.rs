@@ -21,9 +21,9 @@ const ATTEMPTS_ANYWAY: u64 = 24;
 const RECOVERY: Duration = Duration::from_secs(60);
 
 const BEHIND_THE_LINK: &str = "FAR";
-/// Shorter than by default, because the test waits for it.
+/// Shorter than by default, because the test waits for it; two fetches fit into it on the slowest line of the test.
 const SOCKET_TIMEOUT: (&str, &str) =
-    ("MONASCA_PERSISTER__KAFKA__PROPERTIES__SOCKET_TIMEOUT_MS", "10000");
+    ("MONASCA_PERSISTER__KAFKA__PROPERTIES__SOCKET_TIMEOUT_MS", "20000");
 
 struct Scene {
     kafka: Kafka,

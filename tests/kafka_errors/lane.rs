@@ -308,7 +308,11 @@ impl<'a> Lane<'a> {
         let status = self.persister.status().unwrap_or_default();
         let none = |list: &serde_json::Value| list.as_array().is_some_and(Vec::is_empty);
         let ledger = &status["ledger"];
-        if !none(&status["kafka_gaps"]) || !none(&ledger["lost"]) || !none(&ledger["owed"]) {
+        if !none(&ledger["gaps"])
+            || !none(&status["stopped"])
+            || !none(&ledger["lost"])
+            || !none(&ledger["owed"])
+        {
             return Err(format!("it believes that something is missing: {status}"));
         }
         if status["dead_lettered"].as_object().is_some_and(|reasons| !reasons.is_empty()) {
