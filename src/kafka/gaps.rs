@@ -56,7 +56,10 @@ impl Context {
             tracing::warn!(code = "KAFKA_ASSIGN", partition, %error, "consume from another offset; tried again");
             return false;
         }
-        tracing::info!(topic = self.topic, partition, start = ?start, "consumption goes on");
+        // A position that is refused again and again is not said each time.
+        if self.is_due("CONSUMPTION", &partition.to_string()) {
+            tracing::info!(topic = self.topic, partition, start = ?start, "consumption goes on");
+        }
         let mut intake = lock(&self.intake);
         intake.on(Event::Begun { partition }, self.now(), &mut Vec::new());
         let is_paused = intake.machine().is_paused();
