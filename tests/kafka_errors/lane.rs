@@ -149,7 +149,8 @@ impl<'a> Lane<'a> {
             return;
         }
         let refused = RDKafkaRespErr::RD_KAFKA_RESP_ERR_GROUP_AUTHORIZATION_FAILED;
-        self.broker.inject(RDKafkaApiKey::OffsetCommit, refused, 1);
+        // The group's own commit may come in between.
+        self.broker.inject(RDKafkaApiKey::OffsetCommit, refused, 8);
         let one: Vec<String> = vec![transition("ledger-off", self.sent)];
         self.broker.send(&one);
         self.sent += 1;
