@@ -63,14 +63,28 @@ impl HarnessError {
     }
 }
 
-/// A TCP port of the loopback address that was free a moment ago.
+/// A TCP port of the loopback address that was free a moment ago, and that this process is not given again soon. It is
+/// none of those that the operating system gives to connections, which may take one between here and its use.
 ///
 /// # Errors
-/// The operating system has none left.
+/// None of them is free.
 pub fn free_port() -> Result<u16, HarnessError> {
-    let listener =
-        TcpListener::bind(("127.0.0.1", 0)).map_err(HarnessError::io("find a free port"))?;
-    Ok(listener.local_addr().map_err(HarnessError::io("read a port"))?.port())
+    const FIRST: u32 = 12_000;
+    const PORTS: u32 = 20_000;
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let mut last_error = None;
+    for _ in 0..PORTS {
+        // Processes that run side by side begin at different places.
+        let begin = std::process::id().wrapping_mul(7919);
+        let number = begin.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
+        let port = u16::try_from(FIRST + number % PORTS).unwrap_or(u16::MAX);
+        match TcpListener::bind(("127.0.0.1", port)) {
+            Ok(_free) => return Ok(port),
+            Err(error) => last_error = Some(error),
+        }
+    }
+    let error = last_error.unwrap_or_else(|| std::io::ErrorKind::AddrInUse.into());
+    Err(HarnessError::io("find a free port")(error))
 }
 
 /// A name that no other test of this machine uses: letters, digits and underscores.
