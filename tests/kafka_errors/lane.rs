@@ -14,6 +14,8 @@ use crate::table::{Cause, Table, may_end_the_program};
 const MESSAGES: usize = 4;
 /// How long an error lasts that is not answered only once.
 const LASTS: Duration = Duration::from_secs(4);
+/// How much longer where nothing was said of it yet: the client library repeats some requests for seconds first.
+const SAID_WITHIN: Duration = Duration::from_secs(30);
 const CAUGHT_UP: Duration = Duration::from_secs(60);
 const CAUSED_AGAIN: Duration = Duration::from_secs(10);
 /// Most lines that the program may log during one row, joining the group again included; more when it starts again.
@@ -53,6 +55,7 @@ impl End {
 
 struct Lane<'a> {
     table: &'a Table,
+    errors: &'a [RDKafkaRespErr],
     dir: TempDir,
     broker: Broker,
     persister: Persister,
@@ -63,7 +66,7 @@ struct Lane<'a> {
 
 /// Takes a program through some rows of a table, each once and for a while.
 pub fn run(table: &Table, errors: &[RDKafkaRespErr]) -> End {
-    let mut lane = Lane::start(table);
+    let mut lane = Lane::start(table, errors);
     let mut end = End::default();
     for (number, error) in errors.iter().enumerate() {
         let mut ever_said = false;
@@ -71,14 +74,14 @@ pub fn run(table: &Table, errors: &[RDKafkaRespErr]) -> End {
             let name = format!("{number}-{mode:?}").to_lowercase();
             let begun = Instant::now();
             let before = lane.persister.lines().len();
-            let outcome = lane.row(&name, *error, mode);
+            let must_be_said = mode == Mode::Lasting && !ever_said && !table.quiet.contains(error);
+            let unsaid_before = must_be_said.then_some(before);
+            let outcome = lane.row(&name, *error, mode, unsaid_before);
             let lines = lane.persister.lines().split_off(before);
             let said = codes(&lines);
             ever_said |= !said.is_empty();
             let outcome = outcome.and_then(|answered| {
-                // What was said of the first is not said again within a minute.
-                let silent = mode == Mode::Lasting && !ever_said;
-                check_lines(table, *error, &lines, silent).map(|()| answered)
+                check_lines(*error, &lines, must_be_said && !ever_said).map(|()| answered)
             });
             end.rows += 1;
             end.messages += 3 * MESSAGES;
@@ -96,7 +99,7 @@ pub fn run(table: &Table, errors: &[RDKafkaRespErr]) -> End {
                 Err(why) => {
                     end.wrong += 1;
                     eprintln!("{row}: WRONG: {why}\n    {}", lines.join("\n    "));
-                    lane = Lane::start(table);
+                    lane = Lane::start(table, errors);
                 }
             }
         }
@@ -113,24 +116,19 @@ fn short(error: RDKafkaRespErr) -> String {
 }
 
 /// The log is short, and says what lasts.
-fn check_lines(
-    table: &Table,
-    error: RDKafkaRespErr,
-    lines: &[String],
-    silent: bool,
-) -> Result<(), String> {
+fn check_lines(error: RDKafkaRespErr, lines: &[String], silent: bool) -> Result<(), String> {
     let most = if may_end_the_program(error) { LINES_OF_A_START } else { LINES };
     if lines.len() > most {
         return Err(format!("{} lines", lines.len()));
     }
-    if silent && !table.quiet.contains(&error) {
+    if silent {
         return Err("it lasts, and nothing is said with a code".to_owned());
     }
     Ok(())
 }
 
 impl<'a> Lane<'a> {
-    fn start(table: &'a Table) -> Self {
+    fn start(table: &'a Table, errors: &'a [RDKafkaRespErr]) -> Self {
         let dir = TempDir::with_prefix("persister-").unwrap();
         let mut broker = Broker::start();
         let persister = Persister::start(dir.path(), broker.bootstrap(), &[]);
@@ -138,7 +136,7 @@ impl<'a> Lane<'a> {
         broker.send(&first);
         persister.wait_ready(Duration::from_secs(60)).unwrap();
         let committed = broker.committed();
-        let mut lane = Self { table, dir, broker, persister, committed, sent: 2 };
+        let mut lane = Self { table, errors, dir, broker, persister, committed, sent: 2 };
         lane.switch_ledger_off_if_wanted(0);
         lane
     }
@@ -148,9 +146,16 @@ impl<'a> Lane<'a> {
         if !self.table.is_without_ledger() {
             return;
         }
-        let refused = RDKafkaRespErr::RD_KAFKA_RESP_ERR_GROUP_AUTHORIZATION_FAILED;
-        // The group's own commit may come in between.
-        self.broker.inject(RDKafkaApiKey::OffsetCommit, refused, 8);
+        // The group's own commits may be answered with it as well, and what is said of them is not said again within a
+        // minute: an error that none of this lane's rows is about.
+        let refused = [
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR_GROUP_AUTHORIZATION_FAILED,
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR_OFFSET_METADATA_TOO_LARGE,
+        ]
+        .into_iter()
+        .find(|error| !self.errors.contains(error))
+        .unwrap();
+        self.broker.inject(RDKafkaApiKey::OffsetCommit, refused, 10_000);
         let one: Vec<String> = vec![transition("ledger-off", self.sent)];
         self.broker.send(&one);
         self.sent += 1;
@@ -179,8 +184,15 @@ impl<'a> Lane<'a> {
         self.sent += MESSAGES;
     }
 
-    /// Messages, an error, messages, no error, messages; returns how many requests were answered with it.
-    fn row(&mut self, name: &str, error: RDKafkaRespErr, mode: Mode) -> Result<u64, String> {
+    /// Messages, an error, messages, no error, messages; returns how many requests were answered with it. With
+    /// `unsaid_before`, a number of lines, the error lasts until something is said behind them.
+    fn row(
+        &mut self,
+        name: &str,
+        error: RDKafkaRespErr,
+        mode: Mode,
+        unsaid_before: Option<usize>,
+    ) -> Result<u64, String> {
         self.send(name, 0);
         let before = self.broker.requests(self.table.request);
         match self.table.key {
@@ -199,7 +211,14 @@ impl<'a> Lane<'a> {
             let answered = self.broker.requests(self.table.request) - before;
             let done = match mode {
                 Mode::Once => answered >= 1,
-                Mode::Lasting => answered >= least && begun.elapsed() > LASTS,
+                Mode::Lasting => {
+                    let lasted = begun.elapsed();
+                    let waits = || {
+                        unsaid_before.is_some_and(|before| !self.has_said_behind(before))
+                            && lasted < SAID_WITHIN
+                    };
+                    answered >= least && lasted > LASTS && !waits()
+                }
             };
             // The client takes no notice of answers to what it has given up meanwhile.
             if answered == 0 && caused.elapsed() > CAUSED_AGAIN {
@@ -235,6 +254,11 @@ impl<'a> Lane<'a> {
         }
         self.caught_up(name)?;
         Ok(if mode == Mode::Once { 1 } else { answered })
+    }
+
+    /// Whether it said something with a code behind so many lines.
+    fn has_said_behind(&self, lines_before: usize) -> bool {
+        !codes(&self.persister.lines().split_off(lines_before)).is_empty()
     }
 
     /// Makes the program send the request.
