@@ -12,7 +12,7 @@ use wal::{Durable, Position};
 use crate::kafka_gap::{GapKind, GapPolicies, GapPolicy, KafkaGap};
 use crate::offset_note::{LogOffsets, NextOffsets, OffsetNote};
 use crate::offsets::{
-    Committable, Coordinates, Intake, Offsets, Overlap, PartitionProgress, Testimony,
+    Committable, Coordinates, GroupOffset, Intake, Offsets, Overlap, PartitionProgress, Testimony,
 };
 
 /// So long after another topic of the name was found, the group's offsets are not believed: a member that had not
@@ -92,8 +92,8 @@ pub enum Event {
     Assigned {
         /// The partition.
         partition: i32,
-        /// Committed next offset, if any.
-        committed: Option<i64>,
+        /// The group's offset, if it has one.
+        committed: Option<GroupOffset>,
     },
     /// The group is about to give a partition to somebody else: everything taken from it was handed to the log.
     Revoking {
@@ -364,26 +364,29 @@ impl Ingest {
     fn assigned(
         &mut self,
         partition: i32,
-        committed: Option<i64>,
+        committed: Option<GroupOffset>,
         now: Duration,
         effects: &mut Vec<Effect>,
     ) {
         let committed = committed.filter(|_| now >= self.distrust_committed_until);
         // The log may know more than Kafka: a crash after the sync and before the commit. It may also know less:
         // another member consumed the partition in between.
-        let log_next = self.log_next.get(partition);
-        let known = match (committed, log_next) {
-            (Some(committed), Some(log_next)) => Some(committed.max(log_next)),
-            (one, other) => one.or(other),
-        };
-        // Where the log knows most, its last message is asked for again: if Kafka has another one there, what lies
-        // before was replaced while nobody looked.
+        let in_log = self.log_next.get(partition).map(|next| GroupOffset {
+            next,
+            leader_epoch: self.log_epochs.get(&partition).copied().unwrap_or(-1),
+        });
+        let known = in_log.into_iter().chain(committed).max_by_key(|known| {
+            // Of two that are as far the one that can be compared.
+            (known.next, known.leader_epoch)
+        });
+        // The last message that was consumed is asked for again: if Kafka has another one there, what lies before was
+        // replaced while nobody looked.
         let overlap =
-            known.filter(|known| *known > 0 && log_next == Some(*known)).and_then(|next| {
-                let leader_epoch =
-                    self.log_epochs.get(&partition).copied().filter(|epoch| *epoch >= 0)?;
-                Some(Overlap { offset: next.saturating_sub(1), leader_epoch })
+            known.filter(|known| known.next > 0 && known.leader_epoch >= 0).map(|known| Overlap {
+                offset: known.next.saturating_sub(1),
+                leader_epoch: known.leader_epoch,
             });
+        let (known, committed) = (known.map(|known| known.next), committed.map(|known| known.next));
         let start = match (known, overlap) {
             (_, Some(overlap)) => Start::At(overlap.offset),
             (Some(offset), None) => Start::At(offset),

@@ -15,6 +15,7 @@ use wal::{Durable, Position};
 pub struct Committable {
     partition: i32,
     next: i64,
+    leader_epoch: i32,
 }
 
 impl Committable {
@@ -29,6 +30,21 @@ impl Committable {
     pub fn next(&self) -> i64 {
         self.next
     }
+
+    /// Epoch of the leader that the message before it came from; -1 when unknown.
+    #[must_use]
+    pub fn leader_epoch(&self) -> i32 {
+        self.leader_epoch
+    }
+}
+
+/// What Kafka holds for a partition of the group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GroupOffset {
+    /// The committed next offset.
+    pub next: i64,
+    /// Epoch of the leader that the message before it came from; -1 where whoever committed it did not say.
+    pub leader_epoch: i32,
 }
 
 /// What the ledger is to say of a partition before its offset is committed: [`Committable`] offsets are the only ones
@@ -106,6 +122,8 @@ struct Partition {
     delivered: Option<i64>,
     /// Epoch of the leader of the last message; -1 when unknown.
     leader_epoch: i32,
+    /// Messages from this offset on came from a leader of that epoch.
+    epoch_from: i64,
     overlap: Option<Overlap>,
     /// Nothing is taken before consumption has begun anew.
     held: bool,
@@ -156,6 +174,7 @@ impl Offsets {
             progress,
             witnessed: committed,
             leader_epoch,
+            epoch_from: overlap.map_or(0, |overlap| overlap.offset),
             overlap,
             ..Partition::default()
         };
@@ -198,7 +217,10 @@ impl Offsets {
         state.progress.consumed = Some(next);
         state.taken = Some(next);
         state.progress.timestamp_ms = timestamp_ms;
-        state.leader_epoch = leader_epoch;
+        if state.leader_epoch != leader_epoch {
+            state.leader_epoch = leader_epoch;
+            state.epoch_from = offset;
+        }
         Intake::Take
     }
 
@@ -307,7 +329,8 @@ impl Offsets {
                     next = next.min(state.delivered?);
                 }
                 let new = state.progress.committed.is_none_or(|committed| next > committed);
-                new.then_some(Committable { partition: *partition, next })
+                let leader_epoch = if next > state.epoch_from { state.leader_epoch } else { -1 };
+                new.then_some(Committable { partition: *partition, next, leader_epoch })
             })
             .collect()
     }

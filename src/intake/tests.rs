@@ -7,6 +7,7 @@ use super::*;
 use crate::ingest::{CommitAfter, Start};
 use crate::kafka_gap::{GapKind, GapPolicies, GapPolicy, KafkaGap};
 use crate::offset_note::OffsetCarry;
+use crate::offsets::GroupOffset;
 
 fn records(reader: &mut Reader<SimDisk>) -> Vec<Vec<u8>> {
     let mut chunk = Chunk::default();
@@ -36,6 +37,10 @@ fn opened(disk: &SimDisk, gaps: GapPolicies) -> Intake<SimDisk> {
 }
 
 fn assigned(intake: &mut Intake<SimDisk>, committed: Option<i64>) -> Vec<Effect> {
+    assigned_at(intake, committed.map(|next| GroupOffset { next, leader_epoch: -1 }))
+}
+
+fn assigned_at(intake: &mut Intake<SimDisk>, committed: Option<GroupOffset>) -> Vec<Effect> {
     let mut effects = Vec::new();
     intake.on(Event::Assigned { partition: 0, committed }, Duration::ZERO, &mut effects);
     effects
@@ -150,6 +155,33 @@ fn a_history_that_was_replaced_behind_our_back_is_noticed_by_its_leader_epoch() 
 }
 
 #[test]
+fn an_offset_that_somebody_else_committed_of_a_replaced_history_is_noticed_by_its_leader_epoch() {
+    let mut first = opened(&SimDisk::new(1), GapPolicies::default());
+    assigned(&mut first, Some(0));
+    take(&mut first, 0..6, 3);
+    take(&mut first, 6..10, 4);
+    let committed = first.committable_of(&[0])[0];
+    assert_eq!((committed.next(), committed.leader_epoch()), (10, 4));
+    let committed = Some(GroupOffset { next: 10, leader_epoch: 4 });
+
+    let mut second = opened(&SimDisk::new(2), GapPolicies::default());
+    assert_eq!(assigned_at(&mut second, committed), [begin(9)]);
+    take(&mut second, 9..12, 4);
+    assert_eq!(committable(&second), [12], "the same history");
+    assert_eq!(records(&mut second.wal.reader(Position::ZERO)).len(), 2, "9 is the first's");
+
+    let mut third = opened(&SimDisk::new(3), GapPolicies::default());
+    assert_eq!(assigned_at(&mut third, committed), [begin(9)]);
+    take(&mut third, 9..20, 5);
+    assert_eq!(third.take_diverged(), [0]);
+    assert!(committable(&third).is_empty(), "nothing of the other history was taken");
+    let mut effects = Vec::new();
+    let diverged = Event::Diverged { partition: 0, low: 2, at_ms: 1 };
+    third.part(diverged, Duration::ZERO, &mut effects).unwrap();
+    assert!(effects.contains(&begin(2)), "{effects:?}");
+}
+
+#[test]
 fn only_the_message_that_was_asked_for_to_compare_may_be_gone_without_a_gap() {
     let disk = SimDisk::new(1);
     let mut intake = opened(&disk, GapPolicies::default());
@@ -233,9 +265,7 @@ fn a_message_longer_than_a_record_is_taken_cut_and_its_partition_goes_on() {
     let (wal, _) = Wal::open(disk, config, carry, Duration::ZERO).unwrap();
     let config = IngestConfig { ledger: false, ..IngestConfig::default() };
     let mut intake = Intake::new(config, wal.clone()).unwrap();
-    let mut effects = Vec::new();
-    let assigned = Event::Assigned { partition: 0, committed: Some(5) };
-    intake.on(assigned, Duration::ZERO, &mut effects);
+    let mut effects = assigned(&mut intake, Some(5));
     let payloads = [vec![1; 10], vec![2; 50_000], vec![3; 10]];
     for (offset, payload) in (5..).zip(&payloads) {
         let message = message(offset, -1, payload);

@@ -21,9 +21,11 @@ impl Context {
         let mut list = TopicPartitionList::with_capacity(offsets.len());
         for offset in offsets {
             let next = Offset::Offset(offset.next());
-            if let Err(error) = list.add_partition_offset(&self.topic, offset.partition(), next) {
-                tracing::error!(code = "KAFKA_COMMIT", partition = offset.partition(), %error, "set offset");
+            let partition = offset.partition();
+            if let Err(error) = list.add_partition_offset(&self.topic, partition, next) {
+                tracing::error!(code = "KAFKA_COMMIT", partition, %error, "set offset");
             }
+            identity::set_leader_epoch(&mut list, &self.topic, partition, offset.leader_epoch());
         }
         list
     }

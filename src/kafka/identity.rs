@@ -1,5 +1,6 @@
-//! What the safe API of the client library does not tell or do: the leader epoch of a message, the id of a topic, how a
-//! commit ended that nobody waits for, one that is waited for no longer than a given time, tokens with extensions.
+//! What the safe API of the client library does not tell or do: the leader epoch of a message and of a committed offset,
+//! the id of a topic, how a commit ended that nobody waits for, one that is waited for no longer than a given time,
+//! tokens with extensions.
 #![expect(
     unsafe_code,
     reason = "librdkafka has these in C only; everything is copied before it returns"
@@ -22,6 +23,44 @@ use crate::topic_identity::TopicIdentity;
 pub(super) fn leader_epoch(message: &BorrowedMessage<'_>) -> i32 {
     // SAFETY: the message borrows the native one, which lives as long.
     unsafe { rdsys::rd_kafka_message_leader_epoch(message.ptr()) }
+}
+
+/// Has a commit say from which leader the message before `list`'s offset of the partition came, so that a member that
+/// begins there notices when Kafka has another message by then.
+pub(super) fn set_leader_epoch(
+    list: &mut TopicPartitionList,
+    topic: &str,
+    partition: i32,
+    leader_epoch: i32,
+) {
+    if let Some(element) = native_element(list, topic, partition) {
+        // SAFETY: the element belongs to the list, which is borrowed here for ourselves alone.
+        unsafe { rdsys::rd_kafka_topic_partition_set_leader_epoch(element, leader_epoch) }
+    }
+}
+
+/// What a commit said of the leader that the message before the offset of the partition came from; -1 for nothing.
+pub(super) fn committed_leader_epoch(
+    list: &TopicPartitionList,
+    topic: &str,
+    partition: i32,
+) -> i32 {
+    native_element(list, topic, partition).map_or(-1, |element| {
+        // SAFETY: the element belongs to the list, which is borrowed.
+        unsafe { rdsys::rd_kafka_topic_partition_get_leader_epoch(element) }
+    })
+}
+
+fn native_element(
+    list: &TopicPartitionList,
+    topic: &str,
+    partition: i32,
+) -> Option<*mut rdsys::rd_kafka_topic_partition_t> {
+    let topic = CString::new(topic).ok()?;
+    // SAFETY: the list and the name outlive the call, which only reads them.
+    let element =
+        unsafe { rdsys::rd_kafka_topic_partition_list_find(list.ptr(), topic.as_ptr(), partition) };
+    (!element.is_null()).then_some(element)
 }
 
 /// How long brokers are asked for a topic's id. Some never answer, and each of those costs as much.
@@ -244,6 +283,16 @@ mod tests {
     use rdkafka::{ClientConfig, Offset};
 
     use super::*;
+
+    #[test]
+    fn the_leader_epoch_of_an_offset_is_what_was_set_or_unknown() {
+        let mut offsets = TopicPartitionList::new();
+        offsets.add_partition_offset("topic", 3, Offset::Offset(5)).unwrap();
+        assert_eq!(committed_leader_epoch(&offsets, "topic", 3), -1);
+        set_leader_epoch(&mut offsets, "topic", 3, 7);
+        assert_eq!(committed_leader_epoch(&offsets, "topic", 3), 7);
+        assert_eq!(committed_leader_epoch(&offsets, "topic", 4), -1, "not in the list");
+    }
 
     #[test]
     fn a_commit_that_nobody_answers_is_waited_for_no_longer_than_told() {

@@ -15,7 +15,7 @@ use super::{Context, KafkaConsumer, event_of, identity, lock};
 use crate::clock::wall_ms;
 use crate::ingest::{Effect, Event, Start};
 use crate::intake::IntakeError;
-use crate::offsets::Committable;
+use crate::offsets::{Committable, GroupOffset};
 use crate::topic_identity::TopicIdentity;
 
 /// How often the committed offsets are asked for in the time of one rebalance.
@@ -46,7 +46,10 @@ impl Context {
                 let committed = match committed.get(&partition) {
                     Some(committed) => *committed,
                     // What the log knows was committed, or could have been: nothing lower is.
-                    None => intake.machine().log_next(partition),
+                    None => intake
+                        .machine()
+                        .log_next(partition)
+                        .map(|next| GroupOffset { next, leader_epoch: -1 }),
                 };
                 let event = Event::Assigned { partition, committed };
                 intake.on(event, self.now(), &mut effects);
@@ -167,7 +170,7 @@ impl Context {
         consumer: &KafkaConsumer,
         partitions: &TopicPartitionList,
         deadline: Deadline,
-    ) -> BTreeMap<i32, Option<i64>> {
+    ) -> BTreeMap<i32, Option<GroupOffset>> {
         let mut known = BTreeMap::new();
         if partitions.count() == 0 {
             return known;
@@ -179,7 +182,13 @@ impl Context {
                     for element in committed.elements() {
                         match (element.error(), element.offset()) {
                             (Ok(()), Offset::Offset(next)) => {
-                                known.insert(element.partition(), Some(next));
+                                let partition = element.partition();
+                                let leader_epoch = identity::committed_leader_epoch(
+                                    &committed,
+                                    &self.topic,
+                                    partition,
+                                );
+                                known.insert(partition, Some(GroupOffset { next, leader_epoch }));
                             }
                             (Ok(()), _) => {
                                 known.insert(element.partition(), None);

@@ -95,3 +95,24 @@ fn what_becomes_durable_after_a_partition_is_gone_is_not_committed() {
     assert_eq!(committable(&offsets), NONE);
     assert_eq!(offsets.take(at(10)), Intake::Unassigned);
 }
+
+#[test]
+fn an_offset_is_committed_with_the_leader_epoch_of_the_message_before_it_or_with_none() {
+    let (wal, mut offsets) = (log(), Offsets::default());
+    offsets.need_delivery(true);
+    offsets.assign(0, Some(0), None, Position::ZERO, None);
+    for (offset, leader_epoch) in [(0, 3), (4, 3), (5, 4), (9, 4)] {
+        let message = Coordinates { leader_epoch, ..at(offset) };
+        assert_eq!(offsets.take(message), Intake::Take);
+    }
+    let (end, proof) = append(&wal);
+    offsets.appended(end);
+    offsets.durable(proof);
+    // Of what a leader before the last one gave nobody remembers which it was.
+    for (delivered, leader_epoch) in [(5, -1), (6, 4), (10, 4)] {
+        offsets.delivered(0, delivered);
+        let committable = offsets.committable(|_| true);
+        let offset = Committable { partition: 0, next: delivered, leader_epoch };
+        assert_eq!(committable, [offset]);
+    }
+}

@@ -199,7 +199,18 @@ fn a_partition_that_loses_its_end_is_consumed_from_where_its_history_goes_on() {
     rest(&kafka, &site, &persister);
     assert_eq!(gaps(&persister).len(), 2, "{:?}", gaps(&persister));
     persister.stop().unwrap();
-    let audited = audit_all(&site, &kafka, &[&first, &second, &third, &fourth]);
+
+    // And for an instance whose log knows nothing of it: the group's offset says which leader it is about.
+    let [(group, _), _] = site.groups();
+    let committed = kafka.committed(&group, &site.metrics_topic).unwrap()[&0];
+    lose_the_end(&mut kafka, &site, &backup);
+    let fifth = load(&kafka, Plan { metrics: 12_000, later_ms: 90_000, ..FIRST });
+    assert!(kafka.end_offsets(&site.metrics_topic).unwrap()[&0] > committed);
+    let persister = Persister::start(&site, "two", &[]);
+    rest(&kafka, &site, &persister);
+    assert_eq!(gaps(&persister), [("truncated".to_owned(), 0, 0, committed)]);
+    persister.stop().unwrap();
+    let audited = audit_all(&site, &kafka, &[&first, &second, &third, &fourth, &fifth]);
     eprintln!("{}", audited.unwrap_or_else(|wrong| panic!("{wrong}")));
 }
 

@@ -1,7 +1,7 @@
 //! The consumer of a process, as `src/kafka.rs` is one: polls, rebalances, commits.
 
 use monasca_persister::ingest::{Effect, Event, Start};
-use monasca_persister::offsets::Committable;
+use monasca_persister::offsets::{Committable, GroupOffset};
 
 use crate::group::{MemberId, Notice, Refused};
 use crate::mutants::Bug;
@@ -98,7 +98,10 @@ impl Process {
 
     fn assign(&mut self, partition: i32, committed: Option<i64>, at: &mut Surroundings) {
         let mut effects = Vec::new();
-        self.intake.on(Event::Assigned { partition, committed }, at.now, &mut effects);
+        // This Kafka never loses an end: no leader of it is another's successor.
+        let known = committed.map(|next| GroupOffset { next, leader_epoch: -1 });
+        let event = Event::Assigned { partition, committed: known };
+        self.intake.on(event, at.now, &mut effects);
         at.tell(|| {
             format!("{}: given {partition}, committed {committed:?}: {effects:?}", self.instance)
         });
