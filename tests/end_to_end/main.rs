@@ -24,6 +24,7 @@ mod memory;
 mod network;
 mod persister;
 mod rebalance;
+mod topics;
 
 use std::time::Duration;
 

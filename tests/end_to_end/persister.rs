@@ -1,5 +1,6 @@
 //! Persisters as processes, and the site they work for.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use harness::process::ProcessBuilder;
@@ -17,15 +18,16 @@ pub fn now_ms() -> i64 {
 }
 
 /// Topics, groups, a keyspace and directories of one test.
+#[derive(Clone)]
 pub struct Site {
     pub metrics_topic: String,
     pub alarms_topic: String,
     pub metrics_group: String,
-    alarms_group: String,
+    pub alarms_group: String,
     pub keyspace: String,
     pub contact_point: String,
     bootstrap: String,
-    dir: TempDir,
+    dir: Arc<TempDir>,
 }
 
 impl Site {
@@ -38,10 +40,9 @@ impl Site {
             keyspace: harness::unique("monasca"),
             contact_point: cassandra.contact_point(),
             bootstrap: kafka.bootstrap(),
-            dir: TempDir::with_prefix("persister-").unwrap(),
+            dir: Arc::new(TempDir::with_prefix("persister-").unwrap()),
         };
-        kafka.create_topic(&site.metrics_topic, partitions).unwrap();
-        kafka.create_topic(&site.alarms_topic, partitions).unwrap();
+        site.create_topics(kafka, partitions);
         // It creates what is missing; a node that is busy with other tests may need longer than a request may take.
         let deadline = Instant::now() + Duration::from_secs(120);
         loop {
@@ -51,6 +52,24 @@ impl Site {
             }
             assert!(Instant::now() < deadline, "schema apply: {text}");
         }
+    }
+
+    fn create_topics(&self, kafka: &Kafka, partitions: i32) {
+        kafka.create_topic(&self.metrics_topic, partitions).unwrap();
+        kafka.create_topic(&self.alarms_topic, partitions).unwrap();
+    }
+
+    /// Other topics and groups, of the same keyspace and the same instances.
+    pub fn with_other_topics(&self, kafka: &Kafka, partitions: i32) -> Self {
+        let other = Self {
+            metrics_topic: harness::unique("metrics"),
+            alarms_topic: harness::unique("alarms"),
+            metrics_group: harness::unique("1_metrics"),
+            alarms_group: harness::unique("1_alarm-state-transitions"),
+            ..self.clone()
+        };
+        other.create_topics(kafka, partitions);
+        other
     }
 
     /// Persisters reach Kafka there from now on, for example through a link.
