@@ -112,6 +112,9 @@ pub struct KafkaConfig {
     /// for all instances of a group: each says something three times in it. None: an operator decides.
     #[serde(with = "humantime_serde")]
     pub takeover_after: Option<Duration>,
+    /// How often a ledger that Kafka forbids is tried again.
+    #[serde(with = "humantime_serde")]
+    pub ledger_retry: Duration,
     /// What must have happened to a message before its offset is committed: `wal` (durable in the log) or `delivery`
     /// (in the store or the dead letters as well).
     pub commit_after: CommitAfter,
@@ -133,6 +136,7 @@ impl Default for KafkaConfig {
             initial_offset: InitialOffset::Earliest,
             commit_interval: Duration::from_secs(1),
             takeover_after: None,
+            ledger_retry: Duration::from_secs(60),
             commit_after: CommitAfter::Wal,
             gaps: GapPolicies::default(),
             security: KafkaSecurity::default(),

@@ -130,8 +130,8 @@ pub enum Event {
         /// Next offset.
         next: i64,
     },
-    /// The ledger cannot be kept: offsets are committed without it.
-    NoLedger,
+    /// Whether the ledger can be kept; while it cannot, offsets are committed without it.
+    LedgerKept(bool),
     /// The ledger knows that consumption of the partition began anew.
     LedgerRewound {
         /// The partition.
@@ -308,7 +308,7 @@ impl Ingest {
                 self.offsets.witnessed(partition, next);
                 self.witnessed = true;
             }
-            Event::NoLedger => self.offsets.need_witness(false),
+            Event::LedgerKept(kept) => self.offsets.need_witness(kept),
             Event::LedgerRewound { partition } => self.offsets.ledger_rewound(partition),
             Event::Delivered { partition, next } => self.offsets.delivered(partition, next),
             Event::Bounds { partition, low, high, at_ms } => {

@@ -604,7 +604,8 @@ fn ledger_reasons(view: &PipelineView, ledger: &LedgerSnapshot, reasons: &mut Ve
         reasons.push(reason(
             "LEDGER_OFF",
             format!("{name}: {}: {why}", ledger.group_id),
-            "grant Read on this group: without it a lost disk is not noticed",
+            "grant Read on this group: without it a lost disk is not noticed; it is tried again every \
+             kafka.ledger_retry",
         ));
     } else if let Some(why) = &ledger.last_error {
         reasons.push(reason(

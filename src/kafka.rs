@@ -733,7 +733,8 @@ impl Ingestion {
 fn event_of(news: LedgerNews) -> Result<Event, LedgerNews> {
     match news {
         LedgerNews::Witnessed { partition, next } => Ok(Event::Witnessed { partition, next }),
-        LedgerNews::Off => Ok(Event::NoLedger),
+        LedgerNews::Off => Ok(Event::LedgerKept(false)),
+        LedgerNews::On => Ok(Event::LedgerKept(true)),
         LedgerNews::Rewound { partition } => Ok(Event::LedgerRewound { partition }),
         LedgerNews::Delivered { partition, next } => Ok(Event::Delivered { partition, next }),
         later @ (LedgerNews::Topic(_) | LedgerNews::Accept) => Err(later),

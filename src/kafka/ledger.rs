@@ -62,6 +62,8 @@ pub(crate) enum LedgerNews {
     },
     /// The ledger cannot be kept.
     Off,
+    /// It can be kept again.
+    On,
     /// It knows that consumption of the partition began anew.
     Rewound {
         /// The partition.
@@ -259,7 +261,7 @@ impl LedgerThread {
             incoming,
             stop: Arc::clone(&stop),
             fetching: None,
-            is_off: false,
+            off_until: None,
             said: Said::default(),
             next_open: Duration::ZERO,
             next_commit: Duration::ZERO,
@@ -304,7 +306,8 @@ struct Driver {
     stop: Arc<AtomicBool>,
     /// Partition that is being fetched again, and its next offset.
     fetching: Option<(i32, i64)>,
-    is_off: bool,
+    /// It may not be kept: when that is tried again.
+    off_until: Option<Duration>,
     said: Said,
     silences: Silences<BTreeMap<i32, Written>>,
     next_open: Duration,
@@ -375,21 +378,38 @@ impl Driver {
     }
 
     fn off(&mut self, error: &KafkaError) {
-        self.is_off = true;
+        let was_off = self.off_until.replace(self.now() + self.at.kafka.ledger_retry).is_some();
+        if was_off {
+            return;
+        }
         let group = ledger::group_of(&self.at.group, &self.at.instance);
         tracing::error!(
             code = "LEDGER_OFF",
             group,
             %error,
             "the ledger cannot be kept: a lost disk would not be noticed. Grant Read on groups that begin with the \
-             group's name and `.delivered.`"
+             group's name and `.delivered.`; it is tried again"
         );
         lock(&self.handle.snapshot).off = Some(error.to_string());
         lock(&self.handle.news).push(LedgerNews::Off);
     }
 
+    /// Kafka has taken or told something of it.
+    fn on(&mut self) {
+        if self.off_until.take().is_some() {
+            tracing::info!(topic = self.at.topic, "the ledger is kept again");
+            lock(&self.handle.snapshot).off = None;
+            lock(&self.handle.news).push(LedgerNews::On);
+        }
+    }
+
+    /// It may not be kept, and it is too early to try again.
+    fn is_off(&self) -> bool {
+        self.off_until.is_some_and(|until| self.now() < until)
+    }
+
     fn open_when_due(&mut self) -> Result<(), WalError> {
-        if self.at.keeper.is_open() || self.is_off || self.now() < self.next_open {
+        if self.at.keeper.is_open() || self.is_off() || self.now() < self.next_open {
             return Ok(());
         }
         self.next_open = self.now() + OPEN_RETRY;
@@ -404,6 +424,7 @@ impl Driver {
                 return Ok(());
             }
         };
+        self.on();
         let topic = identity::of_topic(self.client.client(), &self.at.topic, identity::TOPIC_WAIT);
         match self.at.keeper.opened(&topic, &ledger) {
             Ok(missing) => {
@@ -483,11 +504,12 @@ impl Driver {
     fn commit_now(&mut self) -> Option<Vec<LedgerNews>> {
         let now = self.now();
         let commits = self.at.keeper.due(now, wall_ms());
-        if commits.is_empty() || self.is_off {
+        if commits.is_empty() || self.is_off() {
             return Some(Vec::new());
         }
         match commit(&self.client, &self.at.topic, &commits) {
             Ok(()) => {
+                self.on();
                 lock(&self.handle.snapshot).last_error = None;
                 Some(news_of(self.at.keeper.confirmed(&commits, now)))
             }

@@ -131,7 +131,9 @@ impl<'a> Lane<'a> {
     fn start(table: &'a Table, errors: &'a [RDKafkaRespErr]) -> Self {
         let dir = TempDir::with_prefix("persister-").unwrap();
         let mut broker = Broker::start();
-        let persister = Persister::start(dir.path(), broker.bootstrap(), &[]);
+        // Once the ledger is off it stays so for as long as the rows take.
+        let ledger_retry = [("KAFKA__LEDGER_RETRY", "1h")];
+        let persister = Persister::start(dir.path(), broker.bootstrap(), &ledger_retry);
         let first: Vec<String> = (0..2).map(|number| transition("first", number)).collect();
         broker.send(&first);
         persister.wait_ready(Duration::from_secs(60)).unwrap();

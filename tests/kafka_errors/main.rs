@@ -81,6 +81,46 @@ fn a_group_whose_offsets_are_not_told_begins_at_the_oldest_message_and_never_beh
     persister.stop().unwrap();
 }
 
+/// Offsets are committed without the ledger while it is forbidden, and behind it again afterwards.
+#[test]
+fn a_ledger_that_was_forbidden_is_kept_again_when_the_right_is_granted() {
+    let mut broker = Broker::start();
+    let dir = tempfile::tempdir().unwrap();
+    let retry = [("KAFKA__LEDGER_RETRY", "1s")];
+    let persister = Persister::start(dir.path(), broker.bootstrap(), &retry);
+    broker.send(&[lane::transition("first", 0), lane::transition("first", 1)]);
+    persister.wait_ready(Duration::from_secs(60)).unwrap();
+    let forbidden = RDKafkaRespErr::RD_KAFKA_RESP_ERR_GROUP_AUTHORIZATION_FAILED;
+    broker.inject(RDKafkaApiKey::OffsetCommit, forbidden, 10_000);
+    broker.send(&[lane::transition("a", 0), lane::transition("a", 1)]);
+    let wait = |broker: &Broker, done: &dyn Fn(&serde_json::Value) -> bool, what: &str| {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !persister.status().is_some_and(|status| done(&status["ledger"])) {
+            assert!(
+                Instant::now() < deadline,
+                "{what}: {:?}, {:?}",
+                persister.status(),
+                broker.committed()
+            );
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    };
+    wait(&broker, &|ledger| ledger["off"].is_string(), "it is off");
+    broker.repair(RDKafkaApiKey::OffsetCommit);
+    wait(&broker, &|ledger| ledger["off"].is_null(), "it is kept again");
+    let before = persister.status().unwrap()["ledger"]["ledger_entries"].as_u64().unwrap();
+    broker.send(&[lane::transition("a", 2), lane::transition("a", 3)]);
+    wait(&broker, &|ledger| ledger["ledger_entries"].as_u64() >= Some(before + 2), "it goes on");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while broker.committed() != *broker.ends() {
+        assert!(Instant::now() < deadline, "{:?} of {:?}", broker.committed(), broker.ends());
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let lines = persister.lines();
+    assert_eq!(lines.iter().filter(|line| line.contains("LEDGER_OFF")).count(), 1, "{lines:#?}");
+    persister.stop().unwrap();
+}
+
 /// What the ledger relies on when it takes an answer without an error for a confirmation of all its partitions.
 #[test]
 fn a_commit_that_fails_for_one_partition_of_several_is_no_success() {
