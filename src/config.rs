@@ -310,10 +310,11 @@ pub struct StoreConfig {
     pub cassandra: CassandraSection,
     /// Used when `kind` is `sled`.
     pub sled: SledSection,
-    /// How often a series' definition is written again, so that it outlives its data.
+    /// How often a series' definition is written again, so that it outlives its data; its time to live is the retention
+    /// and two of these.
     #[serde(with = "humantime_serde")]
     pub definition_refresh: Duration,
-    /// Most series remembered as written; about 64 bytes each.
+    /// Most series remembered as written; about 22 bytes each, taken as they appear.
     pub definitions_max: usize,
 }
 
@@ -324,7 +325,7 @@ impl Default for StoreConfig {
             cassandra: CassandraSection::default(),
             sled: SledSection::default(),
             definition_refresh: Duration::from_secs(24 * 60 * 60),
-            definitions_max: 1_000_000,
+            definitions_max: 2_000_000,
         }
     }
 }

@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use storage::StoreError;
 use storage::definitions::DefinitionMemory;
+use storage::{Definition, MetricId, StoreError};
 use wal::{Chunk, Fs, Position, ReadOutcome, Wal, WalError};
 
 use crate::breaker::BreakerState;
@@ -39,6 +39,12 @@ pub struct Delivery<F: Fs> {
     units: HashMap<UnitId, Arc<Unit>>,
     unit_bytes: usize,
     starts: BTreeMap<GatherId, Position>,
+    /// When definitions on their way were stamped.
+    stamped: HashMap<UnitId, Duration>,
+    needs_flush: bool,
+    /// Definitions that the store confirmed and no flush has made durable; then those of the flush under way.
+    unflushed: Vec<(MetricId, Duration)>,
+    flushing: Vec<(MetricId, Duration)>,
     requests: Vec<(UnitId, Arc<Unit>)>,
     pending_letters: VecDeque<PendingLetters>,
     /// They found no room: when they are tried next.
@@ -62,6 +68,7 @@ impl<F: Fs> Delivery<F> {
         memory: Arc<Mutex<DefinitionMemory>>,
     ) -> Self {
         Self {
+            needs_flush: config.needs_flush,
             machine: Deliver::new(config),
             wal,
             dead_letters,
@@ -69,6 +76,9 @@ impl<F: Fs> Delivery<F> {
             units: HashMap::new(),
             unit_bytes: 0,
             starts: BTreeMap::new(),
+            stamped: HashMap::new(),
+            unflushed: Vec::new(),
+            flushing: Vec::new(),
             requests: Vec::new(),
             pending_letters: VecDeque::new(),
             letters_due: None,
@@ -96,6 +106,9 @@ impl<F: Fs> Delivery<F> {
         for planned in gathered.units {
             let after = planned.after.and_then(|index| ids.get(index).copied());
             let plan = self.plan(planned.unit, after);
+            if plan.is_definition {
+                self.stamped.insert(plan.id, gathered.finished);
+            }
             ids.push(plan.id);
             plans.push(plan);
         }
@@ -129,6 +142,15 @@ impl<F: Fs> Delivery<F> {
     /// # Errors
     /// As [`Delivery::gathered`].
     pub fn flushed(&mut self, ok: bool, now: Duration) -> Result<(), WalError> {
+        let mut definitions = std::mem::take(&mut self.flushing);
+        if ok {
+            let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+            for (id, confirmed) in definitions {
+                memory.safe(&id, confirmed);
+            }
+        } else {
+            self.unflushed.append(&mut definitions);
+        }
         self.machine.on(Event::Flushed { ok }, now, &mut self.effects);
         self.carry_out(now)
     }
@@ -258,24 +280,37 @@ impl<F: Fs> Delivery<F> {
                 }
             }
             Effect::Forget { unit, written } => {
+                let stamped = self.stamped.remove(&unit).unwrap_or(now);
                 if let (Some(rows), true) = (self.remove_unit(unit), written)
                     && let Unit::Definition(definition) = rows.as_ref()
                 {
-                    self.memory.lock().unwrap_or_else(PoisonError::into_inner).written(
-                        &definition.series.id,
-                        definition.created_at_ms,
-                        definition.updated_at_ms,
-                    );
+                    self.remember(definition, now.saturating_sub(stamped), now);
                 }
             }
             Effect::DeadLetter { unit, gather, code, detail } => {
                 self.bury(unit, gather, code, &detail)?
             }
             Effect::Ack(range) => self.wal.ack(range),
-            Effect::Flush => self.flush_wanted = true,
+            Effect::Flush => {
+                self.flushing.append(&mut self.unflushed);
+                self.flush_wanted = true;
+            }
             Effect::Breaker(state) => self.breaker_changes.push(state),
         }
         Ok(())
+    }
+
+    /// The store confirmed a definition, `late` after it was stamped.
+    fn remember(&mut self, definition: &Definition, late: Duration, now: Duration) {
+        let id = definition.series.id;
+        let (created_at_ms, written_at_ms) = (definition.created_at_ms, definition.updated_at_ms);
+        let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        memory.written(&id, created_at_ms, written_at_ms, late);
+        if self.needs_flush {
+            self.unflushed.push((id, now));
+        } else {
+            memory.safe(&id, now);
+        }
     }
 
     /// Makes dead letters of the messages behind a unit: they are still in the log, because nobody acked them.

@@ -236,6 +236,8 @@ pub struct Gathered {
     pub dead: Vec<(RecordRef, DeadLetter)>,
     /// What was noticed.
     pub counts: GatherCounts,
+    /// Monotonic time when it was finished: its definitions are stamped with that moment.
+    pub finished: Duration,
 }
 
 impl Gathered {
@@ -492,13 +494,14 @@ impl Gather {
 
     /// The collected work. `memory` tells which series need their definition written.
     #[must_use]
-    pub fn finish(self, memory: &mut DefinitionMemory, now_ms: i64) -> Gathered {
+    pub fn finish(self, memory: &DefinitionMemory, now_ms: i64) -> Gathered {
         let mut gathered = Gathered {
             start: self.start,
             outstanding: self.outstanding,
             units: Vec::with_capacity(self.series.len()),
             dead: self.dead,
             counts: self.counts,
+            finished: Duration::ZERO,
         };
         let ttl_ms = i64::try_from(
             self.config

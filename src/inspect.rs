@@ -11,6 +11,7 @@ use wal::DiskFs;
 
 use crate::breaker::BreakerState;
 use crate::dead_letters::DeadLetters;
+use crate::definitions::{DefinitionStatus, Definitions};
 use crate::deliver::DeliverCounts;
 use crate::gather::{GatherCounts, Kind};
 use crate::intake::IntakeCounts;
@@ -64,6 +65,8 @@ pub struct Status {
     pub uptime_s: u64,
     /// The guarantee, in words.
     pub guarantee: &'static str,
+    /// Which series the store has the description of.
+    pub definitions: DefinitionStatus,
     /// One entry per pipeline.
     pub pipelines: BTreeMap<&'static str, PipelineStatus>,
 }
@@ -242,6 +245,7 @@ pub struct Inspect {
     store: Arc<dyn Store>,
     read: Option<Arc<dyn Read>>,
     dead_letters: DeadLetters<DiskFs>,
+    definitions: Definitions,
     rates: Mutex<BTreeMap<Kind, Rate>>,
 }
 
@@ -255,6 +259,7 @@ impl Inspect {
         store: Arc<dyn Store>,
         read: Option<Arc<dyn Read>>,
         dead_letters: DeadLetters<DiskFs>,
+        definitions: Definitions,
     ) -> Self {
         Self {
             started,
@@ -264,6 +269,7 @@ impl Inspect {
             store,
             read,
             dead_letters,
+            definitions,
             rates: Mutex::new(BTreeMap::new()),
         }
     }
@@ -397,6 +403,7 @@ impl Inspect {
             version: env!("CARGO_PKG_VERSION"),
             uptime_s: self.started.elapsed().as_secs(),
             guarantee: crate::GUARANTEE,
+            definitions: self.definitions.status(),
             pipelines,
         }
     }

@@ -17,6 +17,7 @@ pub mod codec;
 pub mod config;
 pub mod dead_letters;
 pub mod decode;
+pub mod definitions;
 pub mod deliver;
 pub mod delivered;
 pub mod delivery;

@@ -152,13 +152,13 @@ impl<F: Fs> LogReader<F> {
                 gather.rows() >= self.look_ahead.rows_max || gather.bytes() >= GATHER_BYTES_MAX
             });
             if full || self.missing.is_some() {
-                return Ok(self.finish(now_ms));
+                return Ok(self.finish(now, now_ms));
             }
             if self.chunk_waits {
                 self.held =
                     self.expired == ExpiredBacklog::Wait && self.is_older_than_retention(now_ms);
                 if self.held {
-                    return Ok(self.finish(now_ms));
+                    return Ok(self.finish(now, now_ms));
                 }
                 self.chunk_waits = false;
                 self.take_chunk(now, now_ms);
@@ -168,7 +168,7 @@ impl<F: Fs> LogReader<F> {
                 ReadOutcome::Records => self.chunk_waits = true,
                 ReadOutcome::Gap(positions, _) if self.is_all_acked(&positions) => {
                     // Delivered and gone: nothing is missing.
-                    let gathered = self.finish(now_ms);
+                    let gathered = self.finish(now, now_ms);
                     self.next = positions.end;
                     self.note(StretchOffsets::default());
                     if gathered.is_some() {
@@ -189,7 +189,7 @@ impl<F: Fs> LogReader<F> {
                 }
                 ReadOutcome::CaughtUp => {
                     let due = self.due().is_some_and(|due| now >= due);
-                    return Ok(if due || hurry { self.finish(now_ms) } else { None });
+                    return Ok(if due || hurry { self.finish(now, now_ms) } else { None });
                 }
             }
         }
@@ -236,10 +236,10 @@ impl<F: Fs> LogReader<F> {
         self.delivered.lock().unwrap_or_else(PoisonError::into_inner).read(self.next, offsets);
     }
 
-    fn finish(&mut self, now_ms: i64) -> Option<Gathered> {
+    fn finish(&mut self, now: Duration, now_ms: i64) -> Option<Gathered> {
         let (gather, _) = self.gather.take()?;
-        let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
-        Some(gather.finish(&mut memory, now_ms))
+        let memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        Some(Gathered { finished: now, ..gather.finish(&memory, now_ms) })
     }
 }
 
@@ -251,7 +251,7 @@ mod tests {
 
     use super::*;
     use crate::envelope::TimestampType;
-    use crate::gather::Kind;
+    use crate::gather::{Kind, Unit};
     use crate::offset_note::NextOffsets;
 
     const NOW_MS: i64 = 1_800_000_000_000;
@@ -307,6 +307,31 @@ mod tests {
         let gathered = reader.pull(true, Duration::ZERO, NOW_MS + 5).unwrap().unwrap();
         assert!(!reader.is_held(), "the clock is right again");
         assert_eq!((gathered.counts.rows, gathered.counts.expired), (10, 0));
+    }
+
+    #[test]
+    fn a_definition_is_stamped_with_the_present_and_outlives_the_data_by_two_refreshes() {
+        use storage::{Definition, Measurement};
+        let age_ms = RETENTION_MS / 2;
+        let mut reader = reader();
+        let now = Duration::from_secs(7);
+        let gathered = reader.pull(true, now, NOW_MS + age_ms).unwrap().unwrap();
+        assert_eq!(gathered.finished, now);
+        let units: Vec<_> = gathered.units.iter().map(|planned| &planned.unit).collect();
+        let [Unit::Definition(definition), Unit::Measurements { rows, .. }] = units[..] else {
+            panic!("{units:?}");
+        };
+        let Definition { created_at_ms, updated_at_ms, stamp, .. } = definition;
+        assert_eq!(*created_at_ms, NOW_MS + age_ms);
+        assert_eq!(*updated_at_ms, NOW_MS + age_ms);
+        assert_eq!(stamp.write_time_us, (NOW_MS + age_ms) * 1000);
+        assert_eq!(
+            i64::from(stamp.ttl_s) * 1000,
+            3 * RETENTION_MS,
+            "refresh is the retention here"
+        );
+        let Measurement { stamp, .. } = rows[0];
+        assert_eq!(i64::from(stamp.ttl_s) * 1000, RETENTION_MS - age_ms);
     }
 
     #[test]

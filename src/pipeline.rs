@@ -18,7 +18,6 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use storage::Store;
-use storage::definitions::DefinitionMemory;
 use tokio_util::sync::CancellationToken;
 use wal::{Committer, DiskFs, Position, Wal, WalConfig, WalError};
 
@@ -26,6 +25,7 @@ use crate::breaker::BreakerState;
 use crate::clock::wall_ms;
 use crate::config::{Config, PipelineSpec};
 use crate::dead_letters::DeadLetters;
+use crate::definitions::Definitions;
 use crate::deliver::{DeliverConfig, DeliverCounts};
 use crate::delivered::DeliveredOffsets;
 use crate::delivery::Delivery;
@@ -148,6 +148,8 @@ pub struct Surroundings {
     pub store: Arc<dyn Store>,
     /// Where messages go that can never be stored.
     pub dead_letters: DeadLetters<DiskFs>,
+    /// Which series the store has the description of.
+    pub definitions: Definitions,
     /// Carries the store's driver.
     pub runtime: tokio::runtime::Handle,
     /// Zero of monotonic time.
@@ -187,10 +189,7 @@ impl Pipeline {
         let name: &'static str = spec.name.to_owned().leak();
         let started = surroundings.started;
         let wal = open_log(spec, config, started)?;
-        let memory = Arc::new(Mutex::new(DefinitionMemory::new(
-            config.store.definitions_max,
-            config.store.definition_refresh,
-        )));
+        let memory = surroundings.definitions.memory();
         let log_offsets = LogOffsets::decode(&wal.carry()).context("read offsets of the log")?;
         let delivered = Arc::new(Mutex::new(DeliveredOffsets::new(
             &log_offsets.next,
@@ -297,7 +296,12 @@ impl Pipeline {
             let damage = Damage { dir: log_dir(name, config), delivered: Arc::clone(&delivered) };
             let (closing, give_up) = (Arc::clone(&closing), give_up.clone());
             let (view, fatal) = (Arc::clone(&view), surroundings.fatal.clone());
+            let definitions = surroundings.definitions.clone();
             spawn(format!("{name}-reader"), move || {
+                if kind == Kind::Metrics {
+                    definitions
+                        .wait_ready(|| give_up.is_cancelled() || closing.load(Ordering::Relaxed));
+                }
                 if let Err(error) =
                     read_log(log_reader, &damage, &view, &gathers, &closing, &give_up, started)
                 {

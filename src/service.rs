@@ -12,6 +12,7 @@ use wal::{DiskFs, NoCarry, Wal, WalConfig};
 
 use crate::config::{Config, ShutdownMode};
 use crate::dead_letters::DeadLetters;
+use crate::definitions::{DefinitionThread, Definitions};
 use crate::http;
 use crate::inspect::{Inspect, Phase};
 use crate::instance;
@@ -114,10 +115,14 @@ pub fn run(
     tracing::info!(instance, "this instance");
     let dead_letters = open_dead_letters(config, started)?;
     let OpenStore { store, read } = store::open(config, runtime.handle())?;
+    let definitions =
+        Definitions::new(config, Arc::clone(&store), runtime.handle().clone(), started);
+    let definition_thread = definitions.spawn()?;
     let (fatal, failed) = crossbeam_channel::bounded(1);
     let surroundings = Surroundings {
         store: Arc::clone(&store),
         dead_letters: dead_letters.clone(),
+        definitions: definitions.clone(),
         runtime: runtime.handle().clone(),
         started,
         instance,
@@ -138,6 +143,7 @@ pub fn run(
         Arc::clone(&store),
         read,
         dead_letters.clone(),
+        definitions,
     ));
     let http_stop = CancellationToken::new();
     let http_server = runtime.spawn(http::serve(bound, Arc::clone(&inspect), http_stop.clone()));
@@ -166,8 +172,8 @@ pub fn run(
     }
 
     inspect.enter(Phase::Draining);
-    let ended =
-        shut_down(config, stop, pipelines, &runtime, store.as_ref(), &dead_letters, started)?;
+    let places = Places { store: store.as_ref(), dead_letters: &dead_letters };
+    let ended = shut_down(config, stop, (pipelines, definition_thread), &runtime, places, started)?;
     sampler.abort();
     http_stop.cancel();
     let server =
@@ -179,13 +185,18 @@ pub fn run(
     Ok(ended)
 }
 
+/// Where everything goes, closed after what writes to it.
+struct Places<'a> {
+    store: &'a dyn Store,
+    dead_letters: &'a DeadLetters<DiskFs>,
+}
+
 fn shut_down(
     config: &Config,
     stop: &StopSignal,
-    pipelines: Vec<Pipeline>,
+    (pipelines, definitions): (Vec<Pipeline>, DefinitionThread),
     runtime: &tokio::runtime::Runtime,
-    store: &dyn Store,
-    dead_letters: &DeadLetters<DiskFs>,
+    Places { store, dead_letters }: Places<'_>,
     started: Instant,
 ) -> anyhow::Result<Summary> {
     tracing::info!(mode = ?config.shutdown.mode, "stopping");
@@ -216,6 +227,7 @@ fn shut_down(
             }
         }
     }
+    definitions.stop();
     if let Err(error) = runtime.block_on(store.close()) {
         tracing::warn!(
             code = error.code,

@@ -114,6 +114,12 @@ impl Config {
             wrong("metrics.enabled", "metrics and alarms are both off: nothing to do".to_owned());
         }
         self.pipeline_problems(&mut wrong);
+        if self.store.definition_refresh < Duration::from_secs(60) {
+            wrong("store.definition_refresh", "must be at least one minute, rather 1d".to_owned());
+        }
+        if self.store.definition_refresh > Duration::from_secs(365 * 86_400) {
+            wrong("store.definition_refresh", "must be at most a year, rather 1d".to_owned());
+        }
         let cassandra = &self.store.cassandra;
         if cassandra.contact_points.is_empty() {
             wrong("store.cassandra.contact_points", "needs at least one host:port".to_owned());

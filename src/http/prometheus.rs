@@ -143,7 +143,43 @@ impl Snapshot {
             "dead_letters",
             "Dead letters kept, repetitions included",
             vec![(NO_LABELS, double(self.backlog.dead_letters))],
-        )
+        )?;
+        self.encode_definitions(encoder)
+    }
+
+    fn encode_definitions(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), Error> {
+        let definitions = self.status.definitions;
+        for (name, help, value) in [
+            (
+                "definitions_remembered",
+                "Series whose definition the store has",
+                definitions.remembered,
+            ),
+            ("definitions_memory_bytes", "Bytes of memory that takes", definitions.memory_bytes),
+            ("definitions_kept", "Entries kept for the next start", definitions.kept),
+        ] {
+            gauge(encoder, name, help, vec![(NO_LABELS, whole(value))])?;
+        }
+        for (name, help, value) in [
+            (
+                "definitions_written",
+                "Definitions of series that the store has confirmed",
+                definitions.written,
+            ),
+            (
+                "definitions_loaded",
+                "Definitions remembered from before the start",
+                definitions.loaded,
+            ),
+            (
+                "definitions_forgotten",
+                "Definitions forgotten because the memory was full, to be written again",
+                definitions.forgotten,
+            ),
+        ] {
+            counter(encoder, name, help, vec![(NO_LABELS, value)])?;
+        }
+        Ok(())
     }
 
     fn encode_ingest(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), Error> {

@@ -3,7 +3,7 @@
 //! The contract of a [`Store`], which `tests/conformance.rs` checks for each of them:
 //!
 //! - Writing is idempotent: a row written twice, late, or in another order reads as if written once.
-//!   For the same key the row with the higher write time stays.
+//!   For the same key the row with the higher write time stays. Of a definition's creation times the earliest stays.
 //! - `Ok` means every row of the request is written; an error means *any* of them may be missing, so the caller
 //!   sends all of them again. A time-out is never success.
 //! - When [`Store::flush`] returns `Ok`, every write that returned `Ok` before it began survives a crash of this
@@ -50,6 +50,13 @@ pub trait Store: Send + Sync + 'static {
     /// # Errors
     /// Why it would not.
     fn health(&self) -> BoxFuture<'_, Result<(), StoreError>>;
+
+    /// What this store is, down to its tables: asked of it each time, and another one when the tables were dropped and
+    /// created again. For who remembers what is in it.
+    ///
+    /// # Errors
+    /// It cannot be asked now, or its tables are not all there.
+    fn identity(&self) -> BoxFuture<'_, Result<String, StoreError>>;
 
     /// Flushes and closes; later calls fail with [`Verdict::Retry`].
     ///

@@ -94,7 +94,8 @@ pub struct Measurement {
 pub struct Definition {
     /// The series described.
     pub series: Arc<Series>,
-    /// When this persister first wrote the series, milliseconds since the epoch.
+    /// When this persister first wrote the series as far as it knows, milliseconds since the epoch. A store that has an
+    /// earlier one keeps that.
     pub created_at_ms: i64,
     /// When it was last refreshed, milliseconds since the epoch.
     pub updated_at_ms: i64,

@@ -7,6 +7,7 @@
 //! sled gives space back late or never: that is why there is a size cap, and why it is for trying out.
 
 use std::fs::File;
+use std::hash::BuildHasher as _;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -46,6 +47,7 @@ pub struct SledStore {
     writing: Mutex<()>,
     writes: AtomicU64,
     closed: AtomicBool,
+    identity: String,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -106,6 +108,9 @@ impl<'a> MeasurementValue<'a> {
         })
     }
 }
+
+/// Key of the store's own number, outside its trees.
+const IDENTITY: &str = "identity";
 
 fn expires_at_ms(stamp: Stamp) -> i64 {
     (stamp.write_time_us / 1000).saturating_add(i64::from(stamp.ttl_s).saturating_mul(1000))
@@ -187,7 +192,9 @@ impl SledStore {
             .open()
             .map_err(|error| failed(&error))?;
         let tree = |name: &str| db.open_tree(name).map_err(|error| failed(&error));
+        let identity = identity_of(&db, dir).map_err(|error| failed(&error))?;
         Ok(Self {
+            identity,
             dir: dir.to_owned(),
             config,
             measurements: tree("measurements")?,
@@ -337,8 +344,22 @@ impl SledStore {
     }
 }
 
+/// A number drawn when the store was created; durable before anybody goes by it.
+fn identity_of(db: &sled::Db, dir: &Path) -> sled::Result<String> {
+    if let Some(known) = db.get(IDENTITY)? {
+        return Ok(format!("sled {}", String::from_utf8_lossy(&known)));
+    }
+    // Two random numbers of the operating system's making.
+    let drawn = [(); 2].map(|()| std::hash::RandomState::new().hash_one(std::process::id()));
+    let drawn = format!("{:016x}{:016x}", drawn[0], drawn[1]);
+    db.insert(IDENTITY, drawn.as_bytes())?;
+    db.flush()?;
+    sync_files(dir).map_err(sled::Error::Io)?;
+    Ok(format!("sled {drawn}"))
+}
+
 /// Syncs every file below `dir`, and the directories themselves.
-fn sync_files(dir: &Path) -> io::Result<()> {
+pub(crate) fn sync_files(dir: &Path) -> io::Result<()> {
     for entry in dir.read_dir()? {
         let path = entry?.path();
         if path.is_dir() {
@@ -376,6 +397,14 @@ impl Store for SledStore {
         async move {
             self.check_open()?;
             self.db.size_on_disk().map(drop).map_err(|error| failed(&error))
+        }
+        .boxed()
+    }
+
+    fn identity(&self) -> BoxFuture<'_, Result<String, StoreError>> {
+        async move {
+            self.check_open()?;
+            Ok(self.identity.clone())
         }
         .boxed()
     }

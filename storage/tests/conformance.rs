@@ -686,6 +686,129 @@ fn cassandra_a_definition_fills_its_five_tables_and_an_alarm_the_sixth() {
 }
 
 #[test]
+fn a_definition_keeps_its_first_creation_time_whoever_writes_it_again() {
+    let node = shared_node();
+    run(async {
+        for place in Place::all(&node).await {
+            let (now, series) = (now_ms(), series("cpu"));
+            let at = |created_at_ms: i64, newer: i64| Definition {
+                created_at_ms,
+                updated_at_ms: now + newer,
+                ..definition(series.clone(), now, stamp(now, newer))
+            };
+            place.write(Write::Definition(&at(now - 5000, 1))).await;
+            // A persister that remembers nothing takes it for new.
+            place.write(Write::Definition(&at(now + 2000, 2))).await;
+            let found = place.series().await;
+            assert_eq!(found, [as_seen_series(&at(now - 5000, 2))], "{}", place.name());
+            place.write(Write::Definition(&at(now - 9000, 3))).await;
+            let found = place.series().await;
+            assert_eq!(found, [as_seen_series(&at(now - 9000, 3))], "{}", place.name());
+        }
+    });
+}
+
+/// What is left of each column's time to live; `None`: it has none.
+type Left = (Option<i32>, Option<i32>, Option<i32>, Option<i32>);
+
+#[test]
+fn cassandra_what_describes_a_series_outlives_its_measurements_and_is_refreshed() {
+    const DAY_S: i32 = 86_400;
+    let node = shared_node();
+    run(async {
+        let tables = Tables::new(&node).await;
+        let now = now_ms();
+        let series = series("cpu");
+        let (retention_s, described_s) = (45 * DAY_S, 47 * DAY_S);
+        let row = |at: i64, ttl_s| measurement(now + at, 1.0, Stamp { ttl_s, ..stamp(now, at) });
+        // A measurement of a series is there before its definition is refreshed, and after.
+        let refresh = |newer: i64, ttl_s| {
+            let stamp = Stamp { write_time_us: (now + newer) * 1000, ttl_s };
+            Definition { updated_at_ms: now + newer, ..definition(series.clone(), now, stamp) }
+        };
+        let near = |left: Option<i32>, want: i32, what: &str| {
+            let left = left.unwrap_or_else(|| panic!("{what} never expires"));
+            assert!((want - 60..=want).contains(&left), "{what}: {left} s of {want} s left");
+        };
+        // As if it had been written most of its time ago.
+        tables.store.write(Write::Definition(&refresh(0, 2 * DAY_S))).await.unwrap();
+        let rows = [row(0, retention_s)];
+        tables.store.write(Write::Measurements { series: &series, rows: &rows }).await.unwrap();
+        for (newer, want) in [(0, 2 * DAY_S), (1000, described_s)] {
+            if newer > 0 {
+                let refreshed = refresh(newer, described_s);
+                tables.store.write(Write::Definition(&refreshed)).await.unwrap();
+            }
+            let of = "measurements WHERE metric_id = ?";
+            let id = (series.id.as_bytes(),);
+            let ttl = "TTL(region), TTL(tenant_id), TTL(metric_name), TTL(dimensions)";
+            let (region, tenant, name, dimensions) =
+                tables.select::<Left>(ttl, of, id).await.into_iter().next().unwrap();
+            near(region, want, "region");
+            near(tenant, want, "tenant_id");
+            near(name, want, "metric_name");
+            near(dimensions, want, "dimensions");
+            let (value,): (Option<i32>,) =
+                tables.select("TTL(value)", of, id).await.into_iter().next().unwrap();
+            near(value, retention_s, "value");
+            let written = "WRITETIME(region), WRITETIME(tenant_id), WRITETIME(metric_name), \
+                           WRITETIME(dimensions), WRITETIME(value)";
+            let found = tables.select::<(i64, i64, i64, i64, i64)>(written, of, id).await;
+            let stamped = (now + newer) * 1000;
+            assert_eq!(found, [(stamped, stamped, stamped, stamped, now * 1000)]);
+            let ttl = "TTL(metric_id), TTL(created_at), TTL(updated_at), TTL(metric_id)";
+            let (id, created, updated, _) =
+                tables.select::<Left>(ttl, "metrics", ()).await.into_iter().next().unwrap();
+            near(id, want, "metrics.metric_id");
+            near(created, want, "metrics.created_at");
+            near(updated, want, "metrics.updated_at");
+        }
+        // A series whose measurements are all gone is still described.
+        let silent = Series::new(IdScheme::Sha256, "eu", "tenant-1", "gone", Vec::new());
+        let described = definition(silent.clone(), now, stamp(now, 0));
+        tables.store.write(Write::Definition(&described)).await.unwrap();
+        let rows = [row(0, 1)];
+        tables.store.write(Write::Measurements { series: &silent, rows: &rows }).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(2500)).await;
+        let found = tables
+            .select::<(String, Option<f64>)>(
+                "metric_name, value",
+                "measurements WHERE metric_id = ?",
+                (silent.id.as_bytes(),),
+            )
+            .await;
+        assert_eq!(found, [("gone".to_owned(), None)], "the static columns alone");
+    });
+}
+
+#[test]
+fn a_store_says_what_it_is_and_tables_made_anew_are_another_one() {
+    let node = shared_node();
+    run(async {
+        let tables = Tables::new(&node).await;
+        let config = config(&node, &tables.keyspace);
+        let first = tables.store.identity().await.unwrap();
+        let again = store(&config);
+        until_ok(|| again.health()).await;
+        assert_eq!(again.identity().await.unwrap(), first, "as another process sees it");
+        let other = Tables::new(&node).await;
+        assert_ne!(other.store.identity().await.unwrap(), first, "another keyspace");
+        let drop_table = format!("DROP TABLE {}.metrics", tables.keyspace);
+        tables.session.query_unpaged(drop_table, ()).await.unwrap();
+        let error = tables.store.identity().await.unwrap_err();
+        assert_eq!((error.verdict, error.code), (Verdict::Wait, "DB_SCHEMA"), "{error}");
+        schema::apply(&config, SIMPLE).await.unwrap();
+        assert_ne!(tables.store.identity().await.unwrap(), first, "one table is new");
+    });
+    run(async {
+        let (dir, other) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+        let first = open_sled(dir.path()).identity().await.unwrap();
+        assert_eq!(open_sled(dir.path()).identity().await.unwrap(), first, "opened again");
+        assert_ne!(open_sled(other.path()).identity().await.unwrap(), first, "made anew");
+    });
+}
+
+#[test]
 fn cassandra_a_tenant_too_long_for_a_key_is_rejected_and_others_still_go_through() {
     let node = shared_node();
     run(async {

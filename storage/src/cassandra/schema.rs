@@ -1,6 +1,9 @@
 //! The keyspace and its six tables, as monasca-api reads them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+
+use scylla::client::session::Session;
+use scylla::value::CqlValue;
 
 use super::errors;
 use super::session::{CassandraConfig, connect};
@@ -169,4 +172,40 @@ pub async fn check(config: &CassandraConfig) -> Result<Vec<String>, StoreError> 
         }
     }
     Ok(missing)
+}
+
+/// The cluster's name and the ids of the tables that describe series: dropped and created again, a table has another one.
+pub(super) async fn identity(session: &Session, keyspace: &str) -> Result<String, StoreError> {
+    let odd = |error: &dyn std::fmt::Display| {
+        StoreError::new(Verdict::Retry, "DB_ERROR", error.to_string())
+    };
+    let rows = session
+        .query_unpaged("SELECT cluster_name FROM system.local", ())
+        .await
+        .map_err(|error| errors::of_execution(&error))?
+        .into_rows_result()
+        .map_err(|error| odd(&error))?;
+    let (cluster,) = rows.first_row::<(String,)>().map_err(|error| odd(&error))?;
+    let rows = session
+        .query_unpaged(
+            "SELECT table_name, id FROM system_schema.tables WHERE keyspace_name = ?",
+            (keyspace,),
+        )
+        .await
+        .map_err(|error| errors::of_execution(&error))?
+        .into_rows_result()
+        .map_err(|error| odd(&error))?;
+    let mut ids = BTreeMap::new();
+    for row in rows.rows::<(String, CqlValue)>().map_err(|error| odd(&error))? {
+        let (table, id) = row.map_err(|error| odd(&error))?;
+        ids.insert(table, id);
+    }
+    let mut identity = format!("cassandra {cluster} {keyspace}");
+    for (table, ..) in TABLES.iter().filter(|(table, ..)| *table != "alarm_state_history") {
+        let id = ids.get(*table).ok_or_else(|| {
+            StoreError::new(Verdict::Wait, "DB_SCHEMA", format!("no table {keyspace}.{table}"))
+        })?;
+        identity.push_str(&format!(" {table}={id:?}"));
+    }
+    Ok(identity)
 }

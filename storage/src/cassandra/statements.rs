@@ -1,8 +1,14 @@
-//! Every statement that writes, in one place.
+//! Every prepared statement, in one place.
+
+use std::time::Duration;
 
 use scylla::client::session::Session;
 use scylla::errors::PrepareError;
+use scylla::statement::Consistency;
 use scylla::statement::prepared::PreparedStatement;
+
+/// A definition does not wait longer for its creation time.
+const READ_WAIT: Duration = Duration::from_secs(2);
 
 /// Prepared statements of one session. `[…]` in the names below is what is bound.
 #[derive(Debug)]
@@ -13,6 +19,8 @@ pub(super) struct Statements {
     pub series: PreparedStatement,
     /// [region, tenant, name, dimensions, names, id, created, updated, write time, ttl]
     pub metric: PreparedStatement,
+    /// When a series was created: [region, tenant, name, dimensions, names]. `None`: the cluster does not let us read.
+    pub created: Option<PreparedStatement>,
     /// [region, tenant, dimension name, value, write time]
     pub dimension: PreparedStatement,
     /// [region, tenant, dimension name, value, metric name, write time]
@@ -48,6 +56,7 @@ impl Statements {
                 EXPIRING,
             )
             .await?,
+            created: prepare_created(session, keyspace).await,
             dimension: prepare("dimensions: region, tenant_id, name, value", LASTING).await?,
             dimension_metric: prepare(
                 "dimensions_metrics: region, tenant_id, dimension_name, dimension_value, metric_name",
@@ -66,5 +75,24 @@ impl Statements {
             )
             .await?,
         })
+    }
+}
+
+/// The only statement that reads. Without it a series' creation time is what this persister knows of it.
+async fn prepare_created(session: &Session, keyspace: &str) -> Option<PreparedStatement> {
+    const KEY: &str = "region = ? AND tenant_id = ? AND metric_name = ? AND dimensions = ? AND dimension_names = ?";
+    let text = format!("SELECT created_at FROM {keyspace}.metrics WHERE {KEY}");
+    match session.prepare(text).await {
+        Ok(mut statement) => {
+            statement.set_is_idempotent(true);
+            statement.set_request_timeout(Some(READ_WAIT));
+            // What is asked of other data centres when writing is too much to ask for a date.
+            statement.set_consistency(Consistency::LocalQuorum);
+            Some(statement)
+        }
+        Err(error) => {
+            tracing::debug!(%error, "creation times of series are not read");
+            None
+        }
     }
 }

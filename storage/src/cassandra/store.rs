@@ -11,9 +11,9 @@ use scylla::statement::batch::{Batch, BatchType};
 use scylla::statement::prepared::PreparedStatement;
 use scylla::value::CqlTimestamp;
 
-use super::errors;
 use super::session::{CassandraConfig, connect};
 use super::statements::Statements;
+use super::{errors, schema};
 use crate::Store;
 use crate::error::{StoreError, Verdict};
 use crate::rows::{AlarmTransition, Definition, Measurement, Series, Write};
@@ -210,6 +210,16 @@ impl Connected {
         self.execute_all(&self.statements.measurement, &rows).await
     }
 
+    /// When the series was created, if the table says so. A persister that forgot it, or never knew, must not write a
+    /// later one over it; and a date is not worth stopping for, so an answer that does not come is none.
+    async fn created_at_ms(&self, key: impl SerializeRow) -> Option<i64> {
+        let statement = self.statements.created.as_ref()?;
+        let answer = self.session.execute_unpaged(statement, key).await;
+        let rows = answer.ok()?.into_rows_result().ok()?;
+        let (created_at,) = rows.maybe_first_row::<(Option<CqlTimestamp>,)>().ok()??;
+        created_at.map(|time| time.0)
+    }
+
     async fn write_definition(&self, definition: &Definition) -> Result<(), StoreError> {
         let series = definition.series.as_ref();
         let stamp = definition.stamp;
@@ -222,6 +232,10 @@ impl Connected {
         let dimensions = series.dimension_list();
         let names = series.dimension_names();
         let statements = &self.statements;
+        let created_at_ms = self
+            .created_at_ms((region, tenant_id, name, &dimensions, &names))
+            .await
+            .map_or(definition.created_at_ms, |known| known.min(definition.created_at_ms));
         let mut requests: Vec<BoxFuture<'_, Result<(), StoreError>>> = Vec::new();
         requests.push(
             self.execute(
@@ -240,7 +254,7 @@ impl Connected {
                     &dimensions,
                     &names,
                     id,
-                    CqlTimestamp(definition.created_at_ms),
+                    CqlTimestamp(created_at_ms),
                     CqlTimestamp(definition.updated_at_ms),
                     stamp.write_time_us,
                     stamp.ttl_s,
@@ -321,6 +335,14 @@ impl Store for CassandraStore {
                     format!("no answer within {HEALTH_WAIT:?}"),
                 ))
             })
+        }
+        .boxed()
+    }
+
+    fn identity(&self) -> BoxFuture<'_, Result<String, StoreError>> {
+        async {
+            let session = self.shared.session()?;
+            schema::identity(&session, &self.shared.config.keyspace).await
         }
         .boxed()
     }
