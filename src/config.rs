@@ -47,6 +47,8 @@ pub struct Config {
     pub more_pipelines: BTreeMap<String, MorePipeline>,
     /// The write-ahead logs.
     pub wal: LogConfig,
+    /// Messages that can never be stored.
+    pub dead_letters: DeadLettersConfig,
     /// Where rows go.
     pub store: StoreConfig,
     /// The operators' surface.
@@ -70,6 +72,7 @@ impl Default for Config {
             alarms: PipelineConfig::alarms(),
             more_pipelines: BTreeMap::new(),
             wal: LogConfig::default(),
+            dead_letters: DeadLettersConfig::default(),
             store: StoreConfig::default(),
             http: HttpConfig::default(),
             shutdown: ShutdownConfig::default(),
@@ -286,6 +289,30 @@ impl Default for LogConfig {
             dead_letters_bytes_max: ByteSize::gib(1),
             min_free_bytes: ByteSize::mib(256),
             hold_back: Duration::from_secs(60),
+        }
+    }
+}
+
+/// Messages that can never be stored. How many bytes they may take is `wal.dead_letters_bytes_max`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DeadLettersConfig {
+    /// The status warns about one that is older: somebody should look. None: it never does.
+    #[serde(with = "humantime_serde")]
+    pub warn_after: Option<Duration>,
+    /// While the oldest one is older, no others are kept: delivery waits at the next bad message until somebody has dealt
+    /// with it. None: age holds up nothing.
+    #[serde(with = "humantime_serde")]
+    pub age_max: Option<Duration>,
+}
+
+impl Default for DeadLettersConfig {
+    fn default() -> Self {
+        Self {
+            // A week has a working day in it.
+            warn_after: Some(Duration::from_secs(7 * 24 * 60 * 60)),
+            // A site must want that delivery waits for a person.
+            age_max: None,
         }
     }
 }

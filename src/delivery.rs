@@ -30,6 +30,15 @@ struct PendingLetters {
     letters: Vec<DeadLetter>,
 }
 
+/// Why dead letters are not kept now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LettersBlocked {
+    /// There is no room.
+    Full,
+    /// The oldest of them is older than allowed.
+    Old,
+}
+
 /// The second stage without its threads.
 pub struct Delivery<F: Fs> {
     machine: Deliver,
@@ -47,8 +56,8 @@ pub struct Delivery<F: Fs> {
     flushing: Vec<(MetricId, Duration)>,
     requests: Vec<(UnitId, Arc<Unit>)>,
     pending_letters: VecDeque<PendingLetters>,
-    /// They found no room: when they are tried next.
-    letters_due: Option<Duration>,
+    /// They are not kept now: when they are tried next, and why not.
+    letters_due: Option<(Duration, LettersBlocked)>,
     flush_wanted: bool,
     next_gather: u64,
     next_unit: u64,
@@ -209,10 +218,10 @@ impl<F: Fs> Delivery<F> {
         &self.dead_lettered
     }
 
-    /// True while dead letters wait for room. They are held in memory: take nothing more until they have some.
+    /// Why dead letters wait, if they do. They are held in memory: take nothing more until they are kept.
     #[must_use]
-    pub fn dead_letters_blocked(&self) -> bool {
-        self.letters_due.is_some()
+    pub fn dead_letters_blocked(&self) -> Option<LettersBlocked> {
+        self.letters_due.map(|(_, why)| why)
     }
 
     fn plan(&mut self, unit: Unit, after: Option<UnitId>) -> UnitPlan {
@@ -338,7 +347,8 @@ impl<F: Fs> Delivery<F> {
 
     fn queue_letters(&mut self, gather: GatherId, dead: Vec<(RecordRef, DeadLetter)>) {
         let mut bytes = PORTION_BYTES;
-        for (record, letter) in dead {
+        for (record, mut letter) in dead {
+            self.dead_letters.stamp(&mut letter);
             let letter_bytes = letter.bytes();
             if bytes.saturating_add(letter_bytes) > PORTION_BYTES {
                 bytes = 0;
@@ -375,7 +385,7 @@ impl<F: Fs> Delivery<F> {
     }
 
     fn keep_letters(&mut self, now: Duration) -> Result<(), WalError> {
-        if self.letters_due.is_some_and(|due| now < due) {
+        if self.letters_due.is_some_and(|(due, _)| now < due) {
             self.forget_finished_gathers();
             return Ok(());
         }
@@ -396,9 +406,13 @@ impl<F: Fs> Delivery<F> {
                 }
                 // No room, or longer than the dead letter log allows. Like a full log: it stays in the main log, unacked,
                 // and is tried again.
-                Err(_) => {
+                Err(error) => {
+                    let why = match error {
+                        DeadLetterError::Old => LettersBlocked::Old,
+                        _ => LettersBlocked::Full,
+                    };
                     self.pending_letters.push_front(pending);
-                    self.letters_due = Some(now.saturating_add(LETTERS_RETRY));
+                    self.letters_due = Some((now.saturating_add(LETTERS_RETRY), why));
                     break;
                 }
             }

@@ -12,6 +12,9 @@ const VERSION: u8 = 1;
 /// Version of a message that is longer than a record of the log can be: its length, then a message as in version 1
 /// with the first bytes of key and payload.
 const VERSION_CUT: u8 = 2;
+/// Version of a message that comes from the dead letters: as version 1. Its offset lies before those around it, and was
+/// accounted for when it became a dead letter, so it says nothing about how far its partition is.
+const VERSION_AGAIN: u8 = 3;
 /// How much of key and payload such a record has.
 pub(crate) const CUT_TO_BYTES: usize = 4096;
 /// No fields but topic, key and payload take more than this, with all lengths.
@@ -58,7 +61,7 @@ pub enum EnvelopeError {
     #[error("empty record")]
     Empty,
     /// Written by a newer program: start that one.
-    #[error("record version {found} is newer than {VERSION_CUT}, the newest this program reads")]
+    #[error("record version {found} is newer than {VERSION_AGAIN}, the newest this program reads")]
     UnknownVersion {
         /// Version found.
         found: u8,
@@ -99,6 +102,21 @@ impl<'a> Envelope<'a> {
         )
     }
 
+    /// Appends the record of a message that comes from the dead letters, to be tried again.
+    ///
+    /// # Errors
+    /// As [`codec::encode_into`].
+    pub fn encode_again_into(&self, out: &mut Vec<u8>) -> Result<(), CodecError> {
+        out.push(VERSION_AGAIN);
+        codec::encode_into(self, out)
+    }
+
+    /// Whether the record comes from the dead letters.
+    #[must_use]
+    pub fn is_again(record: &[u8]) -> bool {
+        record.first() == Some(&VERSION_AGAIN)
+    }
+
     /// How long key and payload of a message were that was cut; `None` if the record has all of it.
     #[must_use]
     pub fn cut_from(record: &[u8]) -> Option<u64> {
@@ -117,7 +135,7 @@ impl<'a> Envelope<'a> {
     pub fn decode(record: &'a [u8]) -> Result<Self, EnvelopeError> {
         match record.split_first() {
             None => Err(EnvelopeError::Empty),
-            Some((&VERSION, rest)) => Ok(codec::decode(rest)?),
+            Some((&(VERSION | VERSION_AGAIN), rest)) => Ok(codec::decode(rest)?),
             Some((&VERSION_CUT, rest)) => Ok(codec::decode::<(u64, _)>(rest)?.1),
             Some((&found, _)) => Err(EnvelopeError::UnknownVersion { found }),
         }
@@ -196,6 +214,16 @@ mod tests {
     }
 
     #[test]
+    fn a_message_from_the_dead_letters_is_the_same_and_known() {
+        let (mut first, mut again) = (Vec::new(), Vec::new());
+        sample().encode_into(&mut first).unwrap();
+        sample().encode_again_into(&mut again).unwrap();
+        assert_eq!(Envelope::decode(&again).unwrap(), sample());
+        assert!(Envelope::is_again(&again) && !Envelope::is_again(&first));
+        assert_eq!((again[0], &again[1..]), (3, &first[1..]));
+    }
+
+    #[test]
     fn a_message_longer_than_a_record_is_cut_and_says_how_long_it_was() {
         let key = vec![b'k'; 5000];
         let payload = vec![b'p'; 70_000];
@@ -251,8 +279,8 @@ mod tests {
     #[test]
     fn a_newer_version_is_named() {
         assert!(matches!(
-            Envelope::decode(&[3, 0]),
-            Err(EnvelopeError::UnknownVersion { found: 3 })
+            Envelope::decode(&[4, 0]),
+            Err(EnvelopeError::UnknownVersion { found: 4 })
         ));
     }
 

@@ -323,8 +323,8 @@ impl Gather {
         self.outstanding.push(0);
     }
 
-    /// Takes the record at the next position, and returns the partition and offset it came from if it can be read.
-    /// `now_ms` is the wall clock.
+    /// Takes the record at the next position, and returns the partition and offset it came from if that says how far the
+    /// partition is. `now_ms` is the wall clock.
     pub fn push(&mut self, record: &[u8], now_ms: i64) -> Option<(i32, i64)> {
         let index = u32::try_from(self.outstanding.len()).unwrap_or(u32::MAX);
         self.counts.records = self.counts.records.saturating_add(1);
@@ -339,7 +339,7 @@ impl Gather {
             }
         };
         self.push_message(&envelope, Envelope::cut_from(record), at, now_ms);
-        Some((envelope.partition, envelope.offset))
+        (!Envelope::is_again(record)).then_some((envelope.partition, envelope.offset))
     }
 
     /// `cut_from` is how long a message was that is not all there.
@@ -355,7 +355,8 @@ impl Gather {
                 "{bytes} bytes, more than a record of the log can have; only the first are kept, Kafka has it all until \
                  its retention takes it"
             );
-            self.reject(at, DeadLetter::of(envelope, 0, "MESSAGE_TOO_LARGE", &detail));
+            let letter = DeadLetter::of(envelope, 0, "MESSAGE_TOO_LARGE", &detail);
+            self.reject(at, DeadLetter { cut_from: Some(bytes), ..letter });
             return;
         }
         let Some(payload) = envelope.payload else {

@@ -1,6 +1,7 @@
 //! The operators' surface over HTTP: reads what [`crate::inspect`] says, steers nothing.
 
 mod dropwizard;
+mod letters;
 mod prometheus;
 mod query;
 mod routes;

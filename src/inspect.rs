@@ -10,9 +10,12 @@ use storage::{Read, Store};
 use wal::DiskFs;
 
 use crate::breaker::BreakerState;
-use crate::dead_letters::DeadLetters;
+use crate::clock::wall_ms;
+use crate::config::DeadLettersConfig;
+use crate::dead_letters::{ClerkCounts, DeadLetters};
 use crate::definitions::{DefinitionStatus, Definitions};
 use crate::deliver::DeliverCounts;
+use crate::delivery::LettersBlocked;
 use crate::gather::{GatherCounts, Kind};
 use crate::intake::IntakeCounts;
 use crate::kafka::group::GroupState;
@@ -170,6 +173,23 @@ pub struct Backlog {
     pub pipelines: BTreeMap<&'static str, PipelineBacklog>,
     /// Dead letters kept, repetitions included.
     pub dead_letters: u64,
+    /// Their log.
+    pub dead_letter_log: LettersBacklog,
+}
+
+/// The dead letters' log.
+#[derive(Debug, Clone, Serialize)]
+pub struct LettersBacklog {
+    /// For how long the oldest has been one, as the wall clock tells.
+    pub oldest_age_s: Option<u64>,
+    /// Bytes of its files that letters lie in.
+    pub used_bytes: u64,
+    /// Most bytes it may take.
+    pub capacity_bytes: u64,
+    /// Letters dropped by order since the start, repetitions included.
+    pub dropped: u64,
+    /// Letters tried again by order since the start, repetitions included.
+    pub retried: u64,
 }
 
 /// What waits in one pipeline.
@@ -236,6 +256,56 @@ struct Rate {
     out_per_s: f64,
 }
 
+/// What can be said of the dead letters.
+pub struct LettersView {
+    /// The letters.
+    pub letters: DeadLetters<DiskFs>,
+    /// What was done with them by order.
+    pub counts: Arc<ClerkCounts>,
+    /// When somebody should look.
+    pub config: DeadLettersConfig,
+}
+
+impl LettersView {
+    fn backlog(&self) -> LettersBacklog {
+        let log = self.letters.wal().status();
+        LettersBacklog {
+            oldest_age_s: self.oldest_age().map(|age| age.as_secs()),
+            used_bytes: log.used_bytes,
+            capacity_bytes: log.max_bytes,
+            dropped: self.counts.dropped(),
+            retried: self.counts.retried(),
+        }
+    }
+
+    fn oldest_age(&self) -> Option<Duration> {
+        let age_ms = wall_ms().saturating_sub(self.letters.oldest_since_ms()?);
+        Some(Duration::from_millis(u64::try_from(age_ms).unwrap_or(0)))
+    }
+
+    fn reasons(&self, reasons: &mut Vec<Reason>) {
+        const HINT: &str = "`dead-letters list` says why they cannot be stored; mend the cause and `dead-letters retry`, \
+                            or `dead-letters drop`";
+        let Some(age) = self.oldest_age() else { return };
+        let whole = humantime::format_duration(Duration::from_secs(age.as_secs()));
+        let DeadLettersConfig { warn_after, age_max, .. } = self.config;
+        if let Some(limit) = age_max.filter(|limit| age > *limit) {
+            let limit = humantime::format_duration(limit);
+            reasons.push(reason(
+                "DEAD_LETTERS_OLD",
+                format!("the oldest dead letter is {whole} old, more than dead_letters.age_max ({limit}): no others are kept, delivery waits at the next one"),
+                HINT,
+            ));
+        } else if warn_after.is_some_and(|limit| age > limit) {
+            reasons.push(reason(
+                "DEAD_LETTERS_OLD",
+                format!("the oldest dead letter is {whole} old"),
+                HINT,
+            ));
+        }
+    }
+}
+
 /// Reads everything that can be said.
 pub struct Inspect {
     started: Instant,
@@ -244,7 +314,7 @@ pub struct Inspect {
     pipelines: Vec<Arc<PipelineView>>,
     store: Arc<dyn Store>,
     read: Option<Arc<dyn Read>>,
-    dead_letters: DeadLetters<DiskFs>,
+    dead_letters: LettersView,
     definitions: Definitions,
     rates: Mutex<BTreeMap<Kind, Rate>>,
 }
@@ -258,7 +328,7 @@ impl Inspect {
         pipelines: Vec<Arc<PipelineView>>,
         store: Arc<dyn Store>,
         read: Option<Arc<dyn Read>>,
-        dead_letters: DeadLetters<DiskFs>,
+        dead_letters: LettersView,
         definitions: Definitions,
     ) -> Self {
         Self {
@@ -298,7 +368,7 @@ impl Inspect {
     /// The dead letters.
     #[must_use]
     pub fn dead_letters(&self) -> &DeadLetters<DiskFs> {
-        &self.dead_letters
+        &self.dead_letters.letters
     }
 
     /// The pipelines.
@@ -368,7 +438,11 @@ impl Inspect {
             };
             (view.name, backlog)
         });
-        Backlog { pipelines: pipelines.collect(), dead_letters: self.dead_letters.count() }
+        Backlog {
+            pipelines: pipelines.collect(),
+            dead_letters: self.dead_letters.letters.count(),
+            dead_letter_log: self.dead_letters.backlog(),
+        }
     }
 
     /// What the process is doing and what is the matter.
@@ -382,6 +456,7 @@ impl Inspect {
             failing |= counted;
             pipelines.insert(view.name, status);
         }
+        self.dead_letters.reasons(&mut reasons);
         if let Some(stalled) = self.stalled() {
             failing = true;
             reasons.push(reason(
@@ -462,11 +537,11 @@ impl Inspect {
                 "rows stay in the log; delivery goes on by itself when the store answers",
             ));
         }
-        if deliver.dead_letters_blocked {
+        if deliver.dead_letters_blocked == Some(LettersBlocked::Full) {
             reasons.push(reason(
                 "DEAD_LETTERS_FULL",
                 format!("{name}: dead letters have no room, delivery waits"),
-                "raise wal.dead_letters_bytes_max and start again, or make room on the disk; their messages and those behind them wait in the log",
+                "`dead-letters retry` or `dead-letters drop` makes room, and delivery goes on by itself; or make room on the disk, or raise wal.dead_letters_bytes_max and start again; their messages and those behind them wait in the log",
             ));
         }
         if deliver.expired_held {

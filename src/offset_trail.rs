@@ -178,7 +178,9 @@ impl LogTrail {
         if annotation.is_none() || self.topic.is_none() || self.offsets.wants_records() {
             for (_, record) in frame.records() {
                 if let Ok(message) = Envelope::decode(record) {
-                    self.offsets.record(message.partition, message.offset);
+                    if !Envelope::is_again(record) {
+                        self.offsets.record(message.partition, message.offset);
+                    }
                     self.topic.get_or_insert_with(|| message.topic.to_owned());
                 }
             }

@@ -28,7 +28,7 @@ use crate::dead_letters::DeadLetters;
 use crate::definitions::Definitions;
 use crate::deliver::{DeliverConfig, DeliverCounts};
 use crate::delivered::DeliveredOffsets;
-use crate::delivery::Delivery;
+use crate::delivery::{Delivery, LettersBlocked};
 use crate::gather::{GatherConfig, GatherCounts, Gathered, Kind};
 use crate::ingest::IngestConfig;
 use crate::instance;
@@ -59,8 +59,8 @@ pub struct DeliverSnapshot {
     pub gathered: GatherCounts,
     /// Dead letters by reason code since the start.
     pub dead_lettered: BTreeMap<String, u64>,
-    /// True while dead letters wait for room.
-    pub dead_letters_blocked: bool,
+    /// Why dead letters wait, if they do.
+    pub dead_letters_blocked: Option<LettersBlocked>,
     /// Where the breaker stands.
     pub breaker: Option<BreakerState>,
     /// Last error of the store: code and detail.
@@ -422,7 +422,8 @@ fn log_dir(name: &str, config: &Config) -> PathBuf {
     config.data_dir.join("wal").join(name)
 }
 
-fn open_log(
+/// Opens the log of a pipeline, and says what it found.
+pub(crate) fn open_log(
     spec: &PipelineSpec<'_>,
     config: &Config,
     started: Instant,
@@ -632,7 +633,7 @@ impl DeliverStage {
     fn run(mut self) -> anyhow::Result<()> {
         let mut last_checkpoint = Duration::ZERO;
         let mut more_to_come = true;
-        let mut said_blocked = false;
+        let mut said_blocked = None;
         let mut writer_counts = self.view.deliver().writers;
         while (more_to_come || !self.delivery.is_idle()) && !self.give_up.is_cancelled() {
             let now = self.started.elapsed();
@@ -681,7 +682,7 @@ impl DeliverStage {
                 self.say_blocked(blocked);
             }
             let room = more_to_come
-                && !blocked
+                && blocked.is_none()
                 && self.delivery.machine().outstanding_rows() < self.rows_held_max
                 && self.delivery.held_bytes() < HELD_BYTES_MAX;
             let wait = self
@@ -756,17 +757,23 @@ impl DeliverStage {
         }
     }
 
-    fn say_blocked(&self, blocked: bool) {
+    fn say_blocked(&self, blocked: Option<LettersBlocked>) {
         let pipeline = self.view.name;
-        if blocked {
-            tracing::error!(
+        match blocked {
+            Some(LettersBlocked::Full) => tracing::error!(
                 code = "DEAD_LETTERS_FULL",
                 pipeline,
-                "dead letters have no room: delivery waits, and nothing is skipped. Raise wal.dead_letters_bytes_max and \
-                 start again, or make room on the disk"
-            );
-        } else {
-            tracing::info!(pipeline, "dead letters have room: delivery goes on");
+                "dead letters have no room: delivery waits, and nothing is skipped. Have some tried again or drop some \
+                 (`dead-letters retry`, `dead-letters drop`), make room on the disk, or raise wal.dead_letters_bytes_max \
+                 and start again"
+            ),
+            Some(LettersBlocked::Old) => tracing::error!(
+                code = "DEAD_LETTERS_OLD",
+                pipeline,
+                "the oldest dead letter is older than dead_letters.age_max: delivery waits, and nothing is skipped. Have \
+                 it tried again or drop it (`dead-letters retry`, `dead-letters drop`)"
+            ),
+            None => tracing::info!(pipeline, "dead letters are kept again: delivery goes on"),
         }
     }
 

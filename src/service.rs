@@ -10,13 +10,16 @@ use storage::Store;
 use tokio_util::sync::CancellationToken;
 use wal::{DiskFs, NoCarry, Wal, WalConfig};
 
+use crate::clock::wall_ms;
 use crate::config::{Config, ShutdownMode};
-use crate::dead_letters::DeadLetters;
+use crate::dead_letters::{
+    Clerk, ClerkParts, DeadLetters, LetterLimits, LetterOrders, RetryTarget,
+};
 use crate::definitions::{DefinitionThread, Definitions};
 use crate::http;
-use crate::inspect::{Inspect, Phase};
+use crate::inspect::{Inspect, LettersView, Phase};
 use crate::instance;
-use crate::pipeline::{self, Pipeline, PipelineEnd, Surroundings};
+use crate::pipeline::{self, Pipeline, PipelineEnd, PipelineView, Surroundings};
 use crate::store::{self, OpenStore};
 
 /// Ends a running service. Clones end the same one.
@@ -135,14 +138,30 @@ pub fn run(
                 .with_context(|| format!("start pipeline {}", spec.name))?,
         );
     }
-    let views = pipelines.iter().map(Pipeline::view).collect();
+    let views: Vec<_> = pipelines.iter().map(Pipeline::view).collect();
+    let target =
+        |view: &Arc<PipelineView>| RetryTarget { topic: view.topic.clone(), wal: view.wal.clone() };
+    let clerk = Clerk::spawn(ClerkParts {
+        letters: dead_letters.clone(),
+        dir: dead_letters_dir(config),
+        orders: LetterOrders::of(&config.data_dir),
+        targets: views.iter().map(target).collect(),
+        retention: config.retention,
+        started,
+        fatal: surroundings.fatal.clone(),
+    })
+    .context("start thread of the dead letters")?;
     let inspect = Arc::new(Inspect::new(
         started,
         surroundings.instance.clone(),
         views,
         Arc::clone(&store),
         read,
-        dead_letters.clone(),
+        LettersView {
+            letters: dead_letters.clone(),
+            counts: clerk.counts(),
+            config: config.dead_letters.clone(),
+        },
         definitions,
     ));
     let http_stop = CancellationToken::new();
@@ -172,6 +191,7 @@ pub fn run(
     }
 
     inspect.enter(Phase::Draining);
+    clerk.stop();
     let places = Places { store: store.as_ref(), dead_letters: &dead_letters };
     let ended = shut_down(config, stop, (pipelines, definition_thread), &runtime, places, started)?;
     sampler.abort();
@@ -241,7 +261,7 @@ fn shut_down(
         tracing::error!(code = "SHUTDOWN", %error, "close dead letters");
     }
     let summary = Summary {
-        ended_ms: crate::clock::wall_ms(),
+        ended_ms: wall_ms(),
         uptime_s: started.elapsed().as_secs(),
         clean,
         pipelines: ends,
@@ -260,17 +280,37 @@ pub fn dead_letters_dir(config: &Config) -> std::path::PathBuf {
     config.data_dir.join("dead-letters")
 }
 
-fn open_dead_letters(config: &Config, started: Instant) -> anyhow::Result<DeadLetters<DiskFs>> {
+/// Opens the log of the dead letters, and says what it found.
+pub(crate) fn open_dead_letters(
+    config: &Config,
+    started: Instant,
+) -> anyhow::Result<DeadLetters<DiskFs>> {
+    const SEGMENT_BYTES: u64 = 4 << 20;
     let dir = dead_letters_dir(config);
     let max_bytes = config.wal.dead_letters_bytes_max.as_u64();
     let wal_config = WalConfig {
-        segment_bytes: 4 << 20,
+        segment_bytes: SEGMENT_BYTES,
         max_bytes,
         min_free_bytes: config.wal.min_free_bytes.as_u64(),
+        // Nobody can lose what was dropped.
+        hold_back: Duration::ZERO,
         ..pipeline::log_limits(max_bytes)
     };
     let fs = DiskFs::open(&dir).with_context(|| format!("open directory {}", dir.display()))?;
-    let (wal, _report) = Wal::open(fs, wal_config, Box::new(NoCarry), started.elapsed())
+    let (wal, report) = Wal::open(fs, wal_config, Box::new(NoCarry), started.elapsed())
         .with_context(|| format!("open dead letters {}", dir.display()))?;
-    Ok(DeadLetters::new(wal))
+    for gap in &report.gaps {
+        tracing::error!(
+            code = "WAL_CORRUPT",
+            from = gap.range.start.get(),
+            to = gap.range.end.get(),
+            recovery_row = ?gap.row,
+            "dead letters are damaged"
+        );
+    }
+    Ok(DeadLetters::new(wal).with_limits(LetterLimits {
+        age_max: config.dead_letters.age_max,
+        headroom_bytes: SEGMENT_BYTES,
+        now_ms: wall_ms,
+    }))
 }

@@ -7,7 +7,7 @@ mod dump;
 mod info;
 mod offsets;
 mod progress;
-mod record;
+pub(super) mod record;
 mod salvage;
 mod verify;
 
@@ -66,7 +66,7 @@ pub(super) fn wal(command: &WalCommand) -> anyhow::Result<u8> {
 }
 
 /// Whoever read the output has seen enough.
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
+pub(super) fn is_broken_pipe(error: &anyhow::Error) -> bool {
     let mut causes = error.chain().filter_map(|cause| cause.downcast_ref::<std::io::Error>());
     causes.any(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
 }

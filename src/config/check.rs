@@ -153,6 +153,13 @@ impl Config {
                 "user and password_file belong together".to_owned(),
             );
         }
+        let letters = &self.dead_letters;
+        if letters.age_max.is_some_and(|age| age < LETTER_AGE_LEAST) {
+            wrong(
+                "dead_letters.age_max",
+                format!("must be at least {}", humantime::format_duration(LETTER_AGE_LEAST)),
+            );
+        }
         if !self.http.bind.ip().is_loopback() {
             wrong(
                 "http.bind",
@@ -222,6 +229,8 @@ fn is_pipeline_name(name: &str) -> bool {
 const SESSION_TIMEOUT_MOST: Duration = Duration::from_secs(30 * 60);
 /// A shorter silence says nothing.
 const TAKEOVER_AFTER_LEAST: Duration = Duration::from_secs(10);
+/// Nobody looks sooner.
+const LETTER_AGE_LEAST: Duration = Duration::from_secs(1);
 /// Four segments of a log with 64 MiB segments.
 const METRICS_LOG_BYTES_LEAST: u64 = 4 * 64 * 1024 * 1024;
 /// Four segments of a log with 4 MiB segments.

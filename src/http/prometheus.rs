@@ -144,6 +144,7 @@ impl Snapshot {
             "Dead letters kept, repetitions included",
             vec![(NO_LABELS, double(self.backlog.dead_letters))],
         )?;
+        self.encode_dead_letters(encoder)?;
         self.encode_definitions(encoder)
     }
 
@@ -180,6 +181,40 @@ impl Snapshot {
             counter(encoder, name, help, vec![(NO_LABELS, value)])?;
         }
         Ok(())
+    }
+
+    fn encode_dead_letters(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), Error> {
+        let log = &self.backlog.dead_letter_log;
+        gauge(
+            encoder,
+            "dead_letters_oldest_age_seconds",
+            "For how long the oldest dead letter has been one; 0 without any",
+            vec![(NO_LABELS, double(log.oldest_age_s.unwrap_or(0)))],
+        )?;
+        gauge(
+            encoder,
+            "dead_letters_used_bytes",
+            "Bytes that dead letters take, those that were dropped and have not left the disk included",
+            vec![(NO_LABELS, double(log.used_bytes))],
+        )?;
+        gauge(
+            encoder,
+            "dead_letters_capacity_bytes",
+            "Most bytes that dead letters may take",
+            vec![(NO_LABELS, double(log.capacity_bytes))],
+        )?;
+        counter(
+            encoder,
+            "dead_letters_dropped",
+            "Dead letters dropped by order, repetitions included",
+            vec![(NO_LABELS, log.dropped)],
+        )?;
+        counter(
+            encoder,
+            "dead_letters_retried",
+            "Dead letters tried again by order, repetitions included",
+            vec![(NO_LABELS, log.retried)],
+        )
     }
 
     fn encode_ingest(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), Error> {

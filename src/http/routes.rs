@@ -17,7 +17,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::limit::RequestBodyLimitLayer;
 use tower_http::timeout::TimeoutLayer;
 
-use super::{dropwizard, prometheus, query};
+use super::{dropwizard, letters, prometheus, query};
 use crate::inspect::Inspect;
 
 /// A request is answered within this time or not at all.
@@ -70,7 +70,8 @@ fn router(inspect: Arc<Inspect>) -> Router {
         .route("/metrics", get(metrics))
         .route("/api/v1/status", get(status))
         .route("/api/v1/backlog", get(backlog))
-        .route("/api/v1/dead-letters", get(dead_letters))
+        .route("/api/v1/dead-letters", get(letters::list))
+        .route("/api/v1/dead-letters/{position}", get(letters::show))
         .route("/api/v1/query/series", get(query::series))
         .route("/api/v1/query/measurements", get(query::measurements))
         .route("/api/v1/query/alarms", get(query::alarms))
@@ -133,7 +134,8 @@ monasca-persister
 /metrics                     Prometheus text; ?format=json for Dropwizard JSON
 /api/v1/status               what is the matter, and what to do
 /api/v1/backlog              what waits
-/api/v1/dead-letters         messages that cannot be stored
+/api/v1/dead-letters         messages that cannot be stored; ?from, limit, code, topic, partition, offset_from, offset_to
+/api/v1/dead-letters/N       the one at position N, with its bytes
 /api/v1/query/series         series of an embedded store
 /api/v1/query/measurements   their measurements
 /api/v1/query/alarms         alarm transitions
@@ -209,52 +211,6 @@ async fn status(State(inspect): State<Arc<Inspect>>, Query(form): Query<Form>) -
 
 async fn backlog(State(inspect): State<Arc<Inspect>>, Query(form): Query<Form>) -> Response {
     json_response(StatusCode::OK, &inspect.backlog(), form.is_pretty())
-}
-
-#[derive(Deserialize)]
-struct Page {
-    from: Option<u64>,
-    limit: Option<usize>,
-    pretty: Option<String>,
-}
-
-#[derive(Serialize)]
-struct DeadLetterEntry {
-    position: u64,
-    #[serde(flatten)]
-    letter: crate::dead_letters::DeadLetter,
-}
-
-async fn dead_letters(State(inspect): State<Arc<Inspect>>, Query(page): Query<Page>) -> Response {
-    const LIMIT_MAX: usize = 1000;
-    let from = wal::Position::new(page.from.unwrap_or(0));
-    let limit = page.limit.unwrap_or(100).min(LIMIT_MAX);
-    let pretty = page.pretty.as_deref().is_some_and(|value| value != "false");
-    // Reading files is work for a thread that may block.
-    let read = tokio::task::spawn_blocking(move || {
-        let mut entries = Vec::new();
-        let next = inspect.dead_letters().read(from, limit, |position, letter| {
-            entries.push(DeadLetterEntry { position: position.get(), letter });
-        })?;
-        Ok::<_, crate::dead_letters::DeadLetterError>(
-            json!({"dead_letters": entries, "next": next.get()}),
-        )
-    });
-    match read.await {
-        Ok(Ok(answer)) => json_response(StatusCode::OK, &answer, pretty),
-        Ok(Err(error)) => Problem {
-            status: StatusCode::INTERNAL_SERVER_ERROR,
-            title: "dead letters cannot be read",
-            detail: error.to_string(),
-        }
-        .into_response(),
-        Err(error) => Problem {
-            status: StatusCode::INTERNAL_SERVER_ERROR,
-            title: "reading was interrupted",
-            detail: error.to_string(),
-        }
-        .into_response(),
-    }
 }
 
 async fn not_found(uri: axum::http::Uri) -> Problem {

@@ -133,7 +133,7 @@ fn dead_letters(site: &Site) -> (BTreeSet<DeadLetterKey>, usize) {
     let mut letters = BTreeSet::new();
     let mut repetitions = 0;
     for instance in site.instances() {
-        let (listed, text) = site.command(&instance, &["dead-letters", "list"]);
+        let (listed, text) = site.command(&instance, &["dead-letters", "list", "--json"]);
         assert!(listed, "dead-letters list: {text}");
         for line in text.lines() {
             let letter: serde_json::Value = serde_json::from_str(line).unwrap();

@@ -149,7 +149,8 @@ fn on_one_line(bytes: Option<&[u8]>) -> String {
     }
 }
 
-fn escaped(text: &str) -> String {
+/// On one line: control characters as escapes.
+pub(in crate::cli) fn escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for character in text.chars() {
         if character.is_control() {
@@ -171,7 +172,7 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 /// Milliseconds since 1970 as a date; the number itself where there is no such date.
-pub(super) fn rfc3339(ms: i64) -> String {
+pub(in crate::cli) fn rfc3339(ms: i64) -> String {
     const YEAR_10000_MS: u64 = 253_402_300_800_000;
     match u64::try_from(ms).ok().filter(|ms| *ms < YEAR_10000_MS) {
         Some(ms) => {
