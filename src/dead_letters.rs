@@ -373,7 +373,7 @@ impl<F: Fs> DeadLetters<F> {
     /// Takes what the log's own notes say is gone, after it was opened; `fs` is its directory.
     ///
     /// # Errors
-    /// As [`tombstone::gone`].
+    /// The directory cannot be read.
     pub fn recall<D: Fs>(&self, fs: &D) -> Result<(), WalError> {
         tombstone::gone(fs, self.wal.status().log_id)?
             .into_iter()
