@@ -269,9 +269,10 @@ impl Definitions {
                          definitions are written again. Nothing to do if that was meant"
                     );
                 }
-                lock(&self.0.memory).load(&entries);
+                let definitions = entries.len();
+                lock(&self.0.memory).load(entries);
                 tracing::info!(
-                    definitions = entries.len(),
+                    definitions,
                     took = ?begun.elapsed(),
                     "definitions remembered from before"
                 );

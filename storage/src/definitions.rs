@@ -170,11 +170,13 @@ impl DefinitionMemory {
     }
 
     /// Remembers what an earlier process left in the cache; what is known already and newer stays.
-    pub fn load(&mut self, entries: &[Entry]) {
+    pub fn load(&mut self, mut entries: Vec<Entry>) {
+        // In the order in which they will lie, a million take a fraction of the time.
+        entries.sort_unstable_by_key(|entry| (entry.key, entry.written_s));
         for entry in entries {
             if self.table.get(&entry.key).is_none_or(|known| known.written_s < entry.written_s) {
                 self.counts.loaded = self.counts.loaded.saturating_add(1);
-                self.remember(*entry);
+                self.remember(entry);
             }
         }
     }

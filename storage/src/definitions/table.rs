@@ -77,6 +77,17 @@ fn part_of(key: &[u8; KEY_BYTES]) -> usize {
     (usize::from(first) << 4) | (usize::from(second) >> 4)
 }
 
+/// Where the key is in its part, or belongs.
+fn place_in(part: &[Entry], key: &[u8; KEY_BYTES]) -> Result<usize, usize> {
+    part.binary_search_by_key(&number(key), |entry| number(&entry.key))
+}
+
+/// The key as numbers of the same order: compared in two instructions instead of byte by byte.
+fn number(key: &[u8; KEY_BYTES]) -> (u64, u16) {
+    let [a, b, c, d, e, f, g, h, i, j] = *key;
+    (u64::from_be_bytes([a, b, c, d, e, f, g, h]), u16::from_be_bytes([i, j]))
+}
+
 impl Table {
     pub(super) fn len(&self) -> usize {
         self.len
@@ -91,7 +102,7 @@ impl Table {
 
     pub(super) fn get(&self, key: &[u8; KEY_BYTES]) -> Option<Entry> {
         let part = self.parts.get(part_of(key))?;
-        let at = part.binary_search_by(|entry| entry.key.cmp(key)).ok()?;
+        let at = place_in(part, key).ok()?;
         part.get(at).copied()
     }
 
@@ -101,7 +112,7 @@ impl Table {
             self.parts.resize_with(PARTS, Vec::new);
         }
         let Some(part) = self.parts.get_mut(part_of(&entry.key)) else { return };
-        match part.binary_search_by(|other| other.key.cmp(&entry.key)) {
+        match place_in(part, &entry.key) {
             Ok(at) => {
                 if let Some(known) = part.get_mut(at) {
                     *known = entry;
@@ -119,7 +130,7 @@ impl Table {
 
     pub(super) fn remove(&mut self, key: &[u8; KEY_BYTES]) {
         let Some(part) = self.parts.get_mut(part_of(key)) else { return };
-        if let Ok(at) = part.binary_search_by(|entry| entry.key.cmp(key)) {
+        if let Ok(at) = place_in(part, key) {
             part.remove(at);
             self.len = self.len.saturating_sub(1);
         }

@@ -181,7 +181,7 @@ mod kept {
         assert_eq!(opened.entries, entries(1..7003));
         assert_eq!(opened.cache.len(), 7002);
         let mut memory = DefinitionMemory::new(100_000, DAY);
-        memory.load(&opened.entries);
+        memory.load(opened.entries);
         assert_eq!(memory.counts().loaded, 7002);
         assert_eq!(memory.need(&id(7000), 7_001_000), Need::No);
         let due_ms = 7_000_000 + DAY_MS;
@@ -192,7 +192,7 @@ mod kept {
     fn what_was_written_since_the_start_is_newer_than_the_cache() {
         let mut memory = DefinitionMemory::new(100, DAY);
         memory.written(&id(5), 1000, 9_000_000, PROMPT);
-        memory.load(&entries(1..10));
+        memory.load(entries(1..10));
         assert_eq!(memory.counts().loaded, 8);
         let due_ms = DAY_MS + 9_000_000;
         assert_eq!(memory.need(&id(5), due_ms), Need::Write { created_at_ms: 1000 });
