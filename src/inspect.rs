@@ -316,7 +316,7 @@ pub struct Inspect {
     read: Option<Arc<dyn Read>>,
     dead_letters: LettersView,
     definitions: Definitions,
-    rates: Mutex<BTreeMap<Kind, Rate>>,
+    rates: Mutex<BTreeMap<&'static str, Rate>>,
 }
 
 impl Inspect {
@@ -386,7 +386,7 @@ impl Inspect {
         for view in &self.pipelines {
             let status = view.wal.status();
             let done = status.durable.get().saturating_sub(status.backlog_records);
-            let rate = rates.entry(view.kind).or_default();
+            let rate = rates.entry(view.name).or_default();
             if let Some((then, appended, delivered)) = rate.last {
                 let seconds = now.duration_since(then).as_secs_f64().max(0.001);
                 let per_s = |new: u64, old: u64| float(new.saturating_sub(old)) / seconds;
@@ -404,7 +404,7 @@ impl Inspect {
         let pipelines = self.pipelines.iter().map(|view| {
             let status = view.wal.status();
             let ingest = view.ingest.snapshot();
-            let rate = rates.get(&view.kind).copied().unwrap_or_default();
+            let rate = rates.get(view.name).copied().unwrap_or_default();
             let shrinking = rate.out_per_s - rate.in_per_s;
             let backlog = PipelineBacklog {
                 topic: view.topic.clone(),

@@ -34,7 +34,7 @@ fn further_topics_have_a_pipeline_each_and_a_kill_costs_none_of_them_a_message()
     let loads = [
         Load::start(&kafka, &site, PLAN),
         // Other rows of the same tables.
-        Load::start(&kafka, &eu, Plan { later_ms: 60_000, ..PLAN }),
+        Load::start(&kafka, &eu, Plan { metrics: 9_000, later_ms: 60_000, ..PLAN }),
     ];
     let mut persister = Persister::start(&site, "one", &environment);
     let taken = |persister: &Persister| {
@@ -50,6 +50,11 @@ fn further_topics_have_a_pipeline_each_and_a_kill_costs_none_of_them_a_message()
         site.wait_committed(&kafka, WAIT).unwrap();
     }
     wait_delivered(&persister);
+    persister.wait("nothing comes any more in any of them", WAIT, |persister| {
+        ["metrics", OTHERS[0]]
+            .iter()
+            .all(|name| persister.backlog(name)["in_per_s"].as_f64().unwrap() < 1.0)
+    });
     assert!(persister.metric("log_delivered_position", OTHERS[0]) > Some(5_000.0));
     persister.stop().unwrap();
     for site in [&site, &eu] {
