@@ -470,13 +470,13 @@ impl Ingest {
         };
         effects.push(Effect::Note(gap));
         let partition = gap.partition;
-        if !self.offsets.assigned().any(|assigned| assigned == partition) {
-            return;
-        }
         self.offsets.restart(partition, next);
+        // Also where it is somebody else's now: what the ledger says of the old history must not count when it comes back.
         effects.push(Effect::Rewind { partition, next });
-        let start = next.map_or(Start::Beginning, Start::At);
-        effects.push(Effect::Begin { partition, start });
+        if self.offsets.assigned().any(|assigned| assigned == partition) {
+            let start = next.map_or(Start::Beginning, Start::At);
+            effects.push(Effect::Begin { partition, start });
+        }
     }
 
     fn recreated(&mut self, at_ms: i64, now: Duration, effects: &mut Vec<Effect>) {

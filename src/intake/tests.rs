@@ -238,6 +238,27 @@ fn another_topic_of_the_name_stops_everything_until_it_is_accepted() {
 }
 
 #[test]
+fn the_ledger_forgets_the_old_topic_also_of_partitions_that_are_elsewhere() {
+    let disk = SimDisk::new(1);
+    let topic = |id: &str| TopicIdentity { cluster: "c".to_owned(), topic: id.to_owned() };
+    let go_on = GapPolicies { recreated: GapPolicy::Continue, ..GapPolicies::default() };
+    let mut intake = opened(&disk, go_on);
+    intake.topic_is(topic("t"), 1, Duration::ZERO, &mut Vec::new()).unwrap();
+    assigned(&mut intake, Some(5));
+    take(&mut intake, 5..10, 0);
+    intake.on(Event::Gone { partition: 0 }, Duration::ZERO, &mut Vec::new());
+    let mut effects = Vec::new();
+    intake.topic_is(topic("u"), 1, Duration::ZERO, &mut effects).unwrap();
+    assert!(effects.contains(&Effect::Rewind { partition: 0, next: None }), "{effects:?}");
+    assert!(!effects.iter().any(|effect| matches!(effect, Effect::Begin { .. })), "not ours");
+    // It comes back: nothing of the old topic is left.
+    assert_eq!(assigned(&mut intake, None).len(), 1);
+    take(&mut intake, 0..3, 0);
+    assert_eq!(committable(&intake), [3]);
+    assert_eq!(log(&intake).next.get(0), Some(3));
+}
+
+#[test]
 fn an_offset_is_committed_after_delivery_if_that_is_wanted() {
     let (wal, _) = Wal::open(
         SimDisk::new(1),

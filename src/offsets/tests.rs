@@ -116,3 +116,21 @@ fn an_offset_is_committed_with_the_leader_epoch_of_the_message_before_it_or_with
         assert_eq!(committable, [offset]);
     }
 }
+
+#[test]
+fn where_a_partition_once_began_is_forgotten_with_its_old_history() {
+    for is_forgotten in [false, true] {
+        let (wal, mut offsets) = (log(), Offsets::default());
+        offsets.need_witness(true);
+        offsets.assign(0, Some(5), Some(5), Position::ZERO, None);
+        take_to(&mut offsets, &wal, 10);
+        offsets.forget(0);
+        if is_forgotten {
+            offsets.restart(0, None);
+        }
+        offsets.assign(0, Some(7), None, wal.durable().through(), None);
+        take_to(&mut offsets, &wal, 12);
+        let from = if is_forgotten { 7 } else { 5 };
+        assert_eq!(offsets.testimony(|_| true), [Testimony { partition: 0, from, next: 12 }]);
+    }
+}
