@@ -37,6 +37,11 @@ pub(super) fn get(url: &str, path: &str) -> anyhow::Result<Answer> {
     Ok(Answer { status, body })
 }
 
+/// A value as part of a path's query.
+pub(super) fn encoded(value: &str) -> String {
+    form_urlencoded::byte_serialize(value.as_bytes()).collect()
+}
+
 /// Prints what the path answers.
 pub(super) fn print(args: &AskArgs, path: &str) -> anyhow::Result<u8> {
     match get(&args.url, &format!("{path}?pretty=true")) {

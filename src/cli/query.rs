@@ -46,7 +46,7 @@ impl Source {
         match self {
             Self::Running(url) => {
                 let filter =
-                    name.map(|name| format!("&name={}", encoded(name))).unwrap_or_default();
+                    name.map(|name| format!("&name={}", ask::encoded(name))).unwrap_or_default();
                 rows(url, &format!("/api/v1/query/series?limit=10000{filter}"))
             }
             Self::Directory(store) => {
@@ -89,21 +89,6 @@ fn rows(url: &str, path: &str) -> anyhow::Result<Vec<Value>> {
 
 fn values<T: serde::Serialize>(rows: Vec<T>) -> anyhow::Result<Vec<Value>> {
     rows.iter().map(|row| serde_json::to_value(row).context("write row")).collect()
-}
-
-/// A name as part of a URL.
-fn encoded(text: &str) -> String {
-    use std::fmt::Write as _;
-    let mut out = String::new();
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-_.".contains(&byte) {
-            out.push(char::from(byte));
-        } else {
-            // Writing to a String does not fail.
-            let _infallible = write!(out, "%{byte:02X}");
-        }
-    }
-    out
 }
 
 pub(super) fn query(args: &QueryArgs) -> anyhow::Result<u8> {

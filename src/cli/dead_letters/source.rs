@@ -139,7 +139,7 @@ fn query(filter: &LetterFilter, bytes: Bytes) -> String {
     let mut query = String::new();
     let mut add = |name: &str, value: Option<String>| {
         if let Some(value) = value {
-            let _infallible = write!(query, "&{name}={}", escaped(&value));
+            let _infallible = write!(query, "&{name}={}", ask::encoded(&value));
         }
     };
     let number = |value: Option<i64>| value.map(|value| value.to_string());
@@ -153,19 +153,6 @@ fn query(filter: &LetterFilter, bytes: Bytes) -> String {
     add("since_before_ms", number(filter.since_before_ms));
     add("bytes", (bytes == Bytes::Lossless).then(|| "true".to_owned()));
     query
-}
-
-/// For a query: everything but letters, digits and a few harmless signs as percent and two digits.
-fn escaped(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.') {
-            out.push(char::from(byte));
-        } else {
-            let _infallible = write!(out, "%{byte:02X}");
-        }
-    }
-    out
 }
 
 #[cfg(test)]
