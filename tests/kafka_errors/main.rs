@@ -58,6 +58,15 @@ fn no_error_of_a_broker_ends_the_program_loses_a_message_or_moves_an_offset_wron
     assert_eq!(wrong, 0, "rows that went wrong are above");
 }
 
+/// Waits until it is `done`; `state` is what there is instead.
+fn wait(done: impl Fn() -> bool, state: impl Fn() -> String) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !done() {
+        assert!(Instant::now() < deadline, "{}", state());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
 /// An empty log, and brokers that do not tell where the group stopped: beginning behind the newest message, as
 /// `initial_offset: latest` says for a group without offsets, would leave out what nobody has taken.
 #[test]
@@ -72,11 +81,10 @@ fn a_group_whose_offsets_are_not_told_begins_at_the_oldest_message_and_never_beh
     let persister = Persister::start(dir.path(), broker.bootstrap(), &latest);
     persister.wait_ready(Duration::from_secs(90)).unwrap();
     broker.repair(RDKafkaApiKey::OffsetFetch);
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while broker.committed() != *broker.ends() || persister.stored_count() != Some(8) {
-        assert!(Instant::now() < deadline, "{:?} of {:?}", broker.committed(), broker.ends());
-        std::thread::sleep(Duration::from_millis(100));
-    }
+    wait(
+        || broker.committed() == *broker.ends() && persister.stored_count() == Some(8),
+        || format!("{:?} of {:?}", broker.committed(), broker.ends()),
+    );
     assert!(persister::codes(&persister.lines()).contains("KAFKA_COMMITTED_UNKNOWN"));
     persister.stop().unwrap();
 }
@@ -93,29 +101,22 @@ fn a_ledger_that_was_forbidden_is_kept_again_when_the_right_is_granted() {
     let forbidden = RDKafkaRespErr::RD_KAFKA_RESP_ERR_GROUP_AUTHORIZATION_FAILED;
     broker.inject(RDKafkaApiKey::OffsetCommit, forbidden, 10_000);
     broker.send(&[lane::transition("a", 0), lane::transition("a", 1)]);
-    let wait = |broker: &Broker, done: &dyn Fn(&serde_json::Value) -> bool, what: &str| {
-        let deadline = Instant::now() + Duration::from_secs(60);
-        while !persister.status().is_some_and(|status| done(&status["ledger"])) {
-            assert!(
-                Instant::now() < deadline,
-                "{what}: {:?}, {:?}",
-                persister.status(),
-                broker.committed()
-            );
-            std::thread::sleep(Duration::from_millis(50));
-        }
+    let ledger_until = |done: &dyn Fn(&serde_json::Value) -> bool, what: &str| {
+        wait(
+            || persister.status().is_some_and(|status| done(&status["ledger"])),
+            || format!("{what}: {:?}", persister.status()),
+        );
     };
-    wait(&broker, &|ledger| ledger["off"].is_string(), "it is off");
+    ledger_until(&|ledger| ledger["off"].is_string(), "it is off");
     broker.repair(RDKafkaApiKey::OffsetCommit);
-    wait(&broker, &|ledger| ledger["off"].is_null(), "it is kept again");
+    ledger_until(&|ledger| ledger["off"].is_null(), "it is kept again");
     let before = persister.status().unwrap()["ledger"]["ledger_entries"].as_u64().unwrap();
     broker.send(&[lane::transition("a", 2), lane::transition("a", 3)]);
-    wait(&broker, &|ledger| ledger["ledger_entries"].as_u64() >= Some(before + 2), "it goes on");
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while broker.committed() != *broker.ends() {
-        assert!(Instant::now() < deadline, "{:?} of {:?}", broker.committed(), broker.ends());
-        std::thread::sleep(Duration::from_millis(100));
-    }
+    ledger_until(&|ledger| ledger["ledger_entries"].as_u64() >= Some(before + 2), "it goes on");
+    wait(
+        || broker.committed() == *broker.ends(),
+        || format!("{:?} of {:?}", broker.committed(), broker.ends()),
+    );
     let lines = persister.lines();
     assert_eq!(lines.iter().filter(|line| line.contains("LEDGER_OFF")).count(), 1, "{lines:#?}");
     persister.stop().unwrap();
