@@ -19,7 +19,7 @@ mod shown;
 mod tombstone;
 
 use std::ops::ControlFlow;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use wal::{
@@ -27,6 +27,7 @@ use wal::{
 };
 
 use crate::codec::CodecError;
+use crate::sync::lock;
 
 pub use again::{Outcome, RetryTarget, retry};
 pub use clerk::{Clerk, ClerkCounts, ClerkParts};
@@ -194,7 +195,7 @@ impl<F: Fs> DeadLetters<F> {
     /// lie further back for a while.
     #[must_use]
     pub fn oldest_since_ms(&self) -> Option<i64> {
-        let known = *self.oldest.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = *lock(&self.oldest);
         if let Some(known) = known.filter(|known| !self.wal.is_acked(known.position)) {
             return Some(known.since_ms);
         }
@@ -204,7 +205,7 @@ impl<F: Fs> DeadLetters<F> {
             ControlFlow::Break(())
         })
         .ok()?;
-        *self.oldest.lock().unwrap_or_else(PoisonError::into_inner) = found;
+        *lock(&self.oldest) = found;
         found.map(|oldest| oldest.since_ms)
     }
 

@@ -6,7 +6,7 @@
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -18,6 +18,7 @@ use storage::definitions::{
 
 use crate::clock::wall_ms;
 use crate::config::Config;
+use crate::sync::lock;
 
 /// How often what is settled is kept, and the store asked whether it is still the same.
 const TURN_INTERVAL: Duration = Duration::from_secs(10);
@@ -330,8 +331,4 @@ impl DefinitionThread {
             tracing::error!(code = "PANIC", "the thread that keeps definitions panicked");
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -4,7 +4,7 @@
 //! do that in production, the simulator in its place. Synchronous and without a clock.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use storage::definitions::DefinitionMemory;
@@ -16,6 +16,7 @@ use crate::dead_letters::{DeadLetter, DeadLetterError, DeadLetters};
 use crate::deliver::{Deliver, DeliverConfig, Effect, Event, GatherId, UnitId, UnitPlan};
 use crate::envelope::Envelope;
 use crate::gather::{GatherCounts, Gathered, RecordRef, Unit};
+use crate::sync::lock;
 
 /// Dead letters are written in portions of about so many bytes, so that a log that is nearly full is filled, and little
 /// is tried in vain when it is.
@@ -153,7 +154,7 @@ impl<F: Fs> Delivery<F> {
     pub fn flushed(&mut self, ok: bool, now: Duration) -> Result<(), WalError> {
         let mut definitions = std::mem::take(&mut self.flushing);
         if ok {
-            let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut memory = lock(&self.memory);
             for (id, confirmed) in definitions {
                 memory.safe(&id, confirmed);
             }
@@ -313,7 +314,7 @@ impl<F: Fs> Delivery<F> {
     fn remember(&mut self, definition: &Definition, late: Duration, now: Duration) {
         let id = definition.series.id;
         let (created_at_ms, written_at_ms) = (definition.created_at_ms, definition.updated_at_ms);
-        let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut memory = lock(&self.memory);
         memory.written(&id, created_at_ms, written_at_ms, late);
         if self.needs_flush {
             self.unflushed.push((id, now));

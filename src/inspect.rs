@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -25,6 +25,7 @@ use crate::kafka_trouble::Trouble;
 use crate::log_reader::LogGap;
 use crate::offset_ranges::OffsetRange;
 use crate::pipeline::{PipelineView, WriterCounts};
+use crate::sync::lock;
 
 /// A thread that did not turn for so long is stuck; a callback of the consumer may wait 30 s for brokers and disk.
 const STALLED_AFTER: Duration = Duration::from_secs(60);
@@ -382,7 +383,7 @@ impl Inspect {
         /// Weight of the newest second: the average looks back about ten.
         const NEWEST: f64 = 0.2;
         let now = Instant::now();
-        let mut rates = self.rates.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut rates = lock(&self.rates);
         for view in &self.pipelines {
             let status = view.wal.status();
             let done = status.durable.get().saturating_sub(status.backlog_records);
@@ -400,7 +401,7 @@ impl Inspect {
     /// What waits.
     #[must_use]
     pub fn backlog(&self) -> Backlog {
-        let rates = self.rates.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let rates = lock(&self.rates).clone();
         let pipelines = self.pipelines.iter().map(|view| {
             let status = view.wal.status();
             let ingest = view.ingest.snapshot();

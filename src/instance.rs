@@ -3,10 +3,11 @@
 //! The name decides which ledger in Kafka is ours, so a data directory remembers whose it is, and a lost one is
 //! recognised because the name does not depend on what was in it.
 
-use std::io::{ErrorKind, Write as _};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use crate::config::Config;
+use crate::whole_file;
 
 /// Where a machine keeps its id.
 const MACHINE_IDS: [&str; 2] = ["/etc/machine-id", "/var/lib/dbus/machine-id"];
@@ -111,7 +112,7 @@ pub fn resolve(config: &Config, adopt: bool) -> Result<String, InstanceError> {
             made_up()
         }
     };
-    mark(&config.data_dir, &path, &name).map_err(failed)?;
+    whole_file::write(&path, format!("{name}\n").as_bytes()).map_err(failed)?;
     Ok(name)
 }
 
@@ -129,16 +130,6 @@ fn of_machine(files: &[&str], data_dir: &Path) -> Option<String> {
 fn made_up() -> String {
     use std::hash::{BuildHasher as _, RandomState};
     format!("{MADE_UP}{:016x}", RandomState::new().hash_one(std::process::id()))
-}
-
-fn mark(dir: &Path, path: &Path, name: &str) -> std::io::Result<()> {
-    let new = dir.join("instance.new");
-    let mut file = std::fs::File::create(&new)?;
-    file.write_all(name.as_bytes())?;
-    file.write_all(b"\n")?;
-    file.sync_all()?;
-    std::fs::rename(&new, path)?;
-    std::fs::File::open(dir)?.sync_all()
 }
 
 #[cfg(test)]

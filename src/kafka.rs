@@ -19,7 +19,7 @@ pub use snapshot::{IngestShared, IngestSnapshot};
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use rdkafka::TopicPartitionList;
@@ -41,6 +41,7 @@ use crate::kafka_certificate;
 use crate::kafka_trouble::{self, Class, SaidTroubles, Trouble};
 use crate::offsets::PartitionProgress;
 use crate::said::Said;
+use crate::sync::lock;
 use gaps::GOES_ON;
 use group::{Deadline, MemberError};
 use ledger::{LedgerHandle, LedgerNews};
@@ -65,11 +66,6 @@ const FENCED_WITHIN: Duration = Duration::from_secs(120);
 
 /// A trouble is over when nothing was heard of it for so long: the client library repeats it every 30 s.
 const TROUBLE_LASTS_MS: u64 = 90_000;
-
-/// A lock whose holder cannot have left half-done work: a panic in a core task ends the process.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// Whose consumer it is.
 #[derive(Debug, Clone)]

@@ -3,7 +3,7 @@
 //! behind the handshake, and nothing depends on the answer but the words.
 
 use std::net::{IpAddr, TcpStream, ToSocketAddrs as _};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use openssl::nid::Nid;
@@ -13,6 +13,7 @@ use openssl::x509::{X509Ref, X509StoreContextRef};
 
 use crate::config::KafkaTls;
 use crate::kafka_trouble::Trouble;
+use crate::sync::lock;
 
 /// How long a broker may take for each part of the answer; it has answered the client library just now.
 const WAIT: Duration = Duration::from_secs(2);
@@ -65,7 +66,7 @@ fn ask(host: &str, port: u16, tls: &KafkaTls) -> Option<(i32, String)> {
     let found = Arc::clone(&refused);
     builder.set_verify_callback(SslVerifyMode::PEER, move |fine, context| {
         if !fine {
-            *found.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason(context));
+            *lock(&found) = Some(reason(context));
         }
         fine
     });
@@ -76,9 +77,7 @@ fn ask(host: &str, port: u16, tls: &KafkaTls) -> Option<(i32, String)> {
         stream.set_read_timeout(Some(WAIT)).ok()?;
         stream.set_write_timeout(Some(WAIT)).ok()?;
         return match configuration.connect(host, stream) {
-            Err(HandshakeError::Failure(_)) => {
-                refused.lock().unwrap_or_else(PoisonError::into_inner).take()
-            }
+            Err(HandshakeError::Failure(_)) => lock(&refused).take(),
             _ => None,
         };
     }

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use wal::{AppendError, Batch, Fs, Incarnation, Position, PushError, Wal, WalError};
@@ -18,6 +18,7 @@ use crate::ledger::{self, Entry, Finding, Witness};
 use crate::offset_note::{LogOffsets, NextOffsets, OffsetNote};
 use crate::offset_ranges::OffsetRange;
 use crate::offsets::Testimony;
+use crate::sync::lock;
 use crate::topic_identity::TopicIdentity;
 
 /// An entry is written again after so long even if nothing moved, so that others see that this instance lives.
@@ -94,10 +95,6 @@ pub struct KeeperCounts {
     pub ledger_entries: u64,
     /// Messages fetched again.
     pub fetched_again: u64,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl<F: Fs> Keeper<F> {

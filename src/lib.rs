@@ -53,7 +53,9 @@ pub mod secrets;
 pub mod service;
 pub mod silence;
 pub mod store;
+mod sync;
 pub mod topic_identity;
+mod whole_file;
 pub mod writers;
 
 /// The promise, as the start-up log and the status state it.

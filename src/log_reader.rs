@@ -4,7 +4,7 @@
 //! and its rows travel in larger batches. Synchronous and without a clock, so that the simulator drives it too.
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use storage::definitions::DefinitionMemory;
@@ -14,6 +14,7 @@ use crate::config::ExpiredBacklog;
 use crate::delivered::{DeliveredOffsets, StretchOffsets};
 use crate::envelope::Envelope;
 use crate::gather::{Gather, GatherConfig, Gathered};
+use crate::sync::lock;
 
 /// Bytes read from the log at a time.
 const CHUNK_BYTES: usize = 1 << 20;
@@ -235,12 +236,12 @@ impl<F: Fs> LogReader<F> {
     }
 
     fn note(&self, offsets: StretchOffsets) {
-        self.delivered.lock().unwrap_or_else(PoisonError::into_inner).read(self.next, offsets);
+        lock(&self.delivered).read(self.next, offsets);
     }
 
     fn finish(&mut self, now: Duration, now_ms: i64) -> Option<Gathered> {
         let (gather, _) = self.gather.take()?;
-        let memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        let memory = lock(&self.memory);
         Some(Gathered { finished: now, ..gather.finish(&memory, now_ms) })
     }
 }

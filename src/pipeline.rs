@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -41,6 +41,7 @@ use crate::offset_note::{LogOffsets, OffsetCarry};
 use crate::offset_trail;
 use crate::offsets::PartitionProgress;
 use crate::orders::Orders;
+use crate::sync::lock;
 use crate::writers::{Answer, Writers};
 
 /// How often the log is checkpointed and reclaimed.
@@ -117,7 +118,7 @@ impl PipelineView {
     /// What is known of the second stage.
     #[must_use]
     pub fn deliver(&self) -> DeliverSnapshot {
-        self.deliver.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.deliver).clone()
     }
 
     /// Milliseconds since the start of the process when the second stage last turned.
@@ -519,7 +520,7 @@ fn read_log(
             );
         }
         if !gaps.is_empty() {
-            view.deliver.lock().unwrap_or_else(PoisonError::into_inner).gaps.extend(gaps);
+            lock(&view.deliver).gaps.extend(gaps);
         }
         if let (None, Some(positions)) = (&gathered, log_reader.missing()) {
             if damage.owe(view, &positions)? {
@@ -566,7 +567,7 @@ fn read_log(
 
 fn say_held(view: &PipelineView, held: bool) {
     let pipeline = view.name;
-    view.deliver.lock().unwrap_or_else(PoisonError::into_inner).expired_held = held;
+    lock(&view.deliver).expired_held = held;
     if held {
         tracing::error!(
             code = "EXPIRED_HELD",
@@ -591,7 +592,7 @@ impl Damage {
         let dir = self.dir.display();
         let fs = DiskFs::open_existing(&self.dir).with_context(|| format!("open {dir}"))?;
         let known = LogOffsets::decode(&view.wal.carry()).context("read offsets of the log")?.next;
-        let told = self.delivered.lock().unwrap_or_else(PoisonError::into_inner).tell().clone();
+        let told = lock(&self.delivered).tell().clone();
         let owed = offset_trail::cover(&fs, positions, &known, &told)
             .with_context(|| format!("look for what is missing in {dir}"))?;
         for range in &owed {
@@ -660,7 +661,7 @@ impl DeliverStage {
                 self.wal.checkpoint(now).context("checkpoint log")?;
                 // A few records that cannot be delivered must not keep the space of all after them.
                 // The ledger waits until the reader has seen them in their new place.
-                let delivered = || self.delivered.lock().unwrap_or_else(PoisonError::into_inner);
+                let delivered = || lock(&self.delivered);
                 delivered().freeze();
                 let moved = self.wal.relocate_stuck().context("move stuck records")?;
                 let end = if moved > 0 { self.wal.status().appended } else { Position::ZERO };
@@ -779,7 +780,7 @@ impl DeliverStage {
 
     fn publish(&self, writer_counts: &[WriterCounts]) {
         let machine = self.delivery.machine();
-        let mut snapshot = self.view.deliver.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut snapshot = lock(&self.view.deliver);
         snapshot.counts = machine.counts();
         snapshot.gathered = self.delivery.gathered_counts();
         snapshot.dead_lettered.clone_from(self.delivery.dead_lettered());

@@ -2,13 +2,13 @@
 //! writes an order, the persister carries it out within a second or at its next start, and leaves the outcome beside it.
 //! Whoever may write there may order.
 
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use super::{LetterFilter, Outcome};
+use crate::whole_file;
 
 /// What to do with letters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,7 +57,8 @@ impl LetterOrders {
         std::fs::create_dir_all(&self.dir)?;
         let ms = crate::clock::wall_ms();
         let name = format!("{ms}-{}", std::process::id());
-        self.write(&format!("{name}{ORDER}"), &serde_json::to_vec(order)?)?;
+        let path = self.dir.join(format!("{name}{ORDER}"));
+        whole_file::write(&path, &serde_json::to_vec(order)?)?;
         Ok(name)
     }
 
@@ -81,7 +82,8 @@ impl LetterOrders {
     /// # Errors
     /// The data directory cannot be written: the order stays, and carrying it out again changes nothing.
     pub fn done(&self, name: &str, outcome: &Outcome) -> std::io::Result<()> {
-        self.write(&format!("{name}{OUTCOME}"), &serde_json::to_vec(outcome)?)?;
+        let path = self.dir.join(format!("{name}{OUTCOME}"));
+        whole_file::write(&path, &serde_json::to_vec(outcome)?)?;
         std::fs::remove_file(self.dir.join(format!("{name}{ORDER}")))?;
         for name in self.names(OUTCOME) {
             let path = self.dir.join(format!("{name}{OUTCOME}"));
@@ -115,15 +117,6 @@ impl LetterOrders {
             let name = entry.ok()?.file_name();
             name.to_str()?.strip_suffix(suffix).map(str::to_owned)
         })
-    }
-
-    /// Whole or not at all.
-    fn write(&self, name: &str, bytes: &[u8]) -> std::io::Result<()> {
-        let new = self.dir.join(format!("{name}.new"));
-        let mut file = std::fs::File::create(&new)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        std::fs::rename(&new, self.dir.join(name))
     }
 }
 
