@@ -34,7 +34,12 @@ fn deliver_and_audit(kafka: &Kafka, site: &Site, sent: &Ledger) -> u64 {
     fetched
 }
 
-fn flip_a_byte(log: &Path) {
+/// Flips a bit of a message a third of the way into the log.
+///
+/// Of a message: a bit in the zeros that pad groups to whole blocks damages nothing. Messages are compressed, and
+/// hardly a byte of them is zero.
+fn damage_a_message(log: &Path) {
+    const OF_A_MESSAGE_BYTES: usize = 256;
     // The first one: files made ahead have higher numbers.
     let first = std::fs::read_dir(log)
         .unwrap()
@@ -44,7 +49,12 @@ fn flip_a_byte(log: &Path) {
         .unwrap();
     let mut bytes = std::fs::read(&first).unwrap();
     let written = bytes.iter().rposition(|byte| *byte != 0).unwrap();
-    bytes[written / 3] ^= 0x10;
+    let third = written / 3;
+    let message = bytes[third..written]
+        .windows(OF_A_MESSAGE_BYTES)
+        .position(|window| window.iter().filter(|byte| **byte == 0).count() < 16)
+        .expect("a message after the first third of the log");
+    bytes[third + message + OF_A_MESSAGE_BYTES / 2] ^= 0x10;
     std::fs::write(&first, bytes).unwrap();
 }
 
@@ -84,7 +94,7 @@ fn a_log_that_is_lost_rolled_back_or_damaged_is_made_up_for_from_kafka() {
     copy(&backup, &log);
 
     let sent_to_damaged = take_and_die(&kafka, damaged, Load::start(&kafka, damaged, PLAN));
-    flip_a_byte(&damaged.log_dir("one").join("metrics"));
+    damage_a_message(&damaged.log_dir("one").join("metrics"));
 
     cassandra.restart().unwrap();
     let fetched = deliver_and_audit(&kafka, lost, &sent_to_lost);
