@@ -217,12 +217,12 @@ impl<F: Fs> LogReader<F> {
     fn take_chunk(&mut self, now: Duration, now_ms: i64) {
         let (gather, _) =
             self.gather.get_or_insert_with(|| (Gather::new(self.config, self.next), now));
-        let mut offsets = StretchOffsets::default();
+        let mut offsets = lock(&self.delivered).stretch();
         for (position, record) in self.chunk.iter() {
             if self.wal.is_acked(position) {
                 gather.skip();
             } else if let Some((partition, offset)) = gather.push(record, now_ms) {
-                offsets.saw(partition, offset);
+                offsets.saw(position, partition, offset);
             }
         }
         self.next = gather.end();
