@@ -276,7 +276,8 @@ pub struct LogConfig {
     /// Free space that must be left on the file system of the logs: below it, they take no more of it and consumption
     /// pauses.
     pub min_free_bytes: ByteSize,
-    /// How long delivered records are kept: Cassandra acknowledges before its own commit log is synced.
+    /// How long delivered records are kept, to be delivered again when a node of Cassandra restarts or is away: it
+    /// acknowledges before its own commit log is synced.
     #[serde(with = "humantime_serde")]
     pub hold_back: Duration,
 }

@@ -25,6 +25,7 @@ use crate::kafka_trouble::Trouble;
 use crate::log_reader::LogGap;
 use crate::offset_ranges::OffsetRange;
 use crate::pipeline::{PipelineView, WriterCounts};
+use crate::redelivery::RedeliveryCounts;
 use crate::sync::lock;
 
 /// A thread that did not turn for so long is stuck; a callback of the consumer may wait 30 s for brokers and disk.
@@ -96,6 +97,8 @@ pub struct PipelineStatus {
     pub gathered: GatherCounts,
     /// Second stage.
     pub delivered: DeliverCounts,
+    /// What was delivered again because nodes of the store may have lost it.
+    pub redelivered: RedeliveryCounts,
     /// Whether the store is asked at all.
     pub breaker: Option<BreakerState>,
     /// Last error of the store, while it lasts.
@@ -579,6 +582,7 @@ impl Inspect {
             intake: ingest.counts,
             gathered: deliver.gathered,
             delivered: deliver.counts,
+            redelivered: view.redelivery.counts(),
             breaker: deliver.breaker,
             store_error: deliver.last_error.map(|(code, detail)| format!("{code}: {detail}")),
             in_flight: deliver.in_flight,

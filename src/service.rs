@@ -20,6 +20,7 @@ use crate::http;
 use crate::inspect::{Inspect, LettersView, Phase};
 use crate::instance;
 use crate::pipeline::{self, Pipeline, PipelineEnd, PipelineView, Surroundings};
+use crate::redelivery::RedeliveryThread;
 use crate::store::{self, OpenStore};
 
 /// Ends a running service. Clones end the same one.
@@ -139,6 +140,13 @@ pub fn run(
         );
     }
     let views: Vec<_> = pipelines.iter().map(Pipeline::view).collect();
+    // What a flush has made durable cannot be lost by a node.
+    let redelivery = if store.needs_flush() {
+        None
+    } else {
+        let pipelines = views.iter().map(|view| Arc::clone(&view.redelivery)).collect();
+        Some(RedeliveryThread::spawn(config, &store, &definitions, pipelines, runtime.handle())?)
+    };
     let target =
         |view: &Arc<PipelineView>| RetryTarget { topic: view.topic.clone(), wal: view.wal.clone() };
     let clerk = Clerk::spawn(ClerkParts {
@@ -192,6 +200,9 @@ pub fn run(
 
     inspect.enter(Phase::Draining);
     clerk.stop();
+    if let Some(redelivery) = redelivery {
+        redelivery.stop();
+    }
     let places = Places { store: store.as_ref(), dead_letters: &dead_letters };
     let ended = shut_down(config, stop, (pipelines, definition_thread), &runtime, places, started)?;
     sampler.abort();
