@@ -305,6 +305,8 @@ pub struct DeadLettersConfig {
     /// with it. None: age holds up nothing.
     #[serde(with = "humantime_serde")]
     pub age_max: Option<Duration>,
+    /// A topic that they are sent to. They leave the log when the brokers have acknowledged them. None: they stay.
+    pub topic: Option<String>,
 }
 
 impl Default for DeadLettersConfig {
@@ -314,6 +316,7 @@ impl Default for DeadLettersConfig {
             warn_after: Some(Duration::from_secs(7 * 24 * 60 * 60)),
             // A site must want that delivery waits for a person.
             age_max: None,
+            topic: None,
         }
     }
 }

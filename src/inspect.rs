@@ -20,6 +20,7 @@ use crate::gather::{GatherCounts, Kind};
 use crate::intake::IntakeCounts;
 use crate::kafka::group::GroupState;
 use crate::kafka::ledger::LedgerSnapshot;
+use crate::kafka::letters::LettersTopicState;
 use crate::kafka_gap::{GapKind, KafkaGap};
 use crate::kafka_trouble::Trouble;
 use crate::log_reader::LogGap;
@@ -194,6 +195,8 @@ pub struct LettersBacklog {
     pub dropped: u64,
     /// Letters tried again by order since the start, repetitions included.
     pub retried: u64,
+    /// Letters that the brokers acknowledged for the topic of dead letters since the start, repetitions included.
+    pub forwarded: u64,
 }
 
 /// What waits in one pipeline.
@@ -266,6 +269,8 @@ pub struct LettersView {
     pub letters: DeadLetters<DiskFs>,
     /// What was done with them by order.
     pub counts: Arc<ClerkCounts>,
+    /// What their topic says, if they have one.
+    pub topic: Option<Arc<LettersTopicState>>,
     /// When somebody should look.
     pub config: DeadLettersConfig,
 }
@@ -279,6 +284,7 @@ impl LettersView {
             capacity_bytes: log.max_bytes,
             dropped: self.counts.dropped(),
             retried: self.counts.retried(),
+            forwarded: self.topic.as_ref().map_or(0, |topic| topic.forwarded()),
         }
     }
 
@@ -290,6 +296,14 @@ impl LettersView {
     fn reasons(&self, reasons: &mut Vec<Reason>) {
         const HINT: &str = "`dead-letters list` says why they cannot be stored; mend the cause and `dead-letters retry`, \
                             or `dead-letters drop`";
+        let trouble = self.topic.as_ref().and_then(|topic| topic.trouble());
+        if let Some(why) = trouble.filter(|_| self.letters.count() > 0) {
+            reasons.push(reason(
+                "DEAD_LETTERS_TOPIC",
+                format!("dead letters do not get to their topic: {why}"),
+                "they stay in their log and are sent when the brokers take them; check that dead_letters.topic exists, that we may write to it, and its max.message.bytes",
+            ));
+        }
         let Some(age) = self.oldest_age() else { return };
         let whole = humantime::format_duration(Duration::from_secs(age.as_secs()));
         let DeadLettersConfig { warn_after, age_max, .. } = self.config;
@@ -627,6 +641,11 @@ impl Inspect {
             } else if log.out_of_space || ingest.paused {
                 log_problems.push(format!("{}: full", view.name));
             }
+        }
+        if let Some(topic) = &self.dead_letters.topic {
+            let waiting = topic.trouble().filter(|_| self.dead_letters.letters.count() > 0);
+            let waiting = waiting.map(|why| format!("letters wait for their topic: {why}"));
+            checks.insert("dead_letters", check(waiting.into_iter().collect(), "at their topic"));
         }
         checks.insert("kafka", check(unreachable, "connected"));
         checks.insert("wal", check(log_problems, "has room"));

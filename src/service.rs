@@ -19,6 +19,7 @@ use crate::definitions::{DefinitionThread, Definitions};
 use crate::http;
 use crate::inspect::{Inspect, LettersView, Phase};
 use crate::instance;
+use crate::kafka::letters::{LettersTopic, LettersTopicParts};
 use crate::pipeline::{self, Pipeline, PipelineEnd, PipelineView, Surroundings};
 use crate::redelivery::RedeliveryThread;
 use crate::store::{self, OpenStore};
@@ -159,6 +160,20 @@ pub fn run(
         fatal: surroundings.fatal.clone(),
     })
     .context("start thread of the dead letters")?;
+    let letters_topic = match &config.dead_letters.topic {
+        None => None,
+        Some(topic) => Some(
+            LettersTopic::spawn(LettersTopicParts {
+                kafka: config.kafka.clone(),
+                topic: topic.clone(),
+                letters: dead_letters.clone(),
+                instance: surroundings.instance.clone(),
+                started,
+                fatal: surroundings.fatal.clone(),
+            })
+            .context("start sending dead letters")?,
+        ),
+    };
     let inspect = Arc::new(Inspect::new(
         started,
         surroundings.instance.clone(),
@@ -168,6 +183,7 @@ pub fn run(
         LettersView {
             letters: dead_letters.clone(),
             counts: clerk.counts(),
+            topic: letters_topic.as_ref().map(LettersTopic::state),
             config: config.dead_letters.clone(),
         },
         definitions,
@@ -200,6 +216,9 @@ pub fn run(
 
     inspect.enter(Phase::Draining);
     clerk.stop();
+    if let Some(letters_topic) = letters_topic {
+        letters_topic.stop();
+    }
     if let Some(redelivery) = redelivery {
         redelivery.stop();
     }

@@ -211,6 +211,12 @@ impl Snapshot {
         )?;
         counter(
             encoder,
+            "dead_letters_forwarded",
+            "Dead letters that the brokers acknowledged for their topic, repetitions included",
+            vec![(NO_LABELS, log.forwarded)],
+        )?;
+        counter(
+            encoder,
             "dead_letters_retried",
             "Dead letters tried again by order, repetitions included",
             vec![(NO_LABELS, log.retried)],
