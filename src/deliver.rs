@@ -120,6 +120,8 @@ pub enum Event {
         /// Whether it succeeded.
         ok: bool,
     },
+    /// The store may have lost what it confirmed: everything that is not acknowledged will be gathered again.
+    StartOver,
     /// Time passed.
     Tick,
 }
@@ -205,6 +207,8 @@ pub struct Deliver {
     /// Waiting for a definition.
     blocked: usize,
     in_flight: usize,
+    /// Those of them whose units are forgotten: see [`Event::StartOver`].
+    abandoned: usize,
     limit: f64,
     gathers: BTreeMap<GatherId, GatherState>,
     breaker: Breaker,
@@ -229,6 +233,7 @@ impl Deliver {
             waiting: BTreeSet::new(),
             blocked: 0,
             in_flight: 0,
+            abandoned: 0,
             limit: 8.0,
             gathers: BTreeMap::new(),
             breaker: Breaker::new(config.breaker),
@@ -253,6 +258,7 @@ impl Deliver {
             Event::Done { unit, outcome } => self.done(unit, outcome, now, effects),
             Event::Halves { unit, halves } => self.halves(unit, halves),
             Event::Flushed { ok } => self.flushed(ok, effects),
+            Event::StartOver => self.start_over(effects),
             Event::Tick => {}
         }
         self.wake(now);
@@ -382,6 +388,7 @@ impl Deliver {
         effects: &mut Vec<Effect>,
     ) {
         if !self.units.contains_key(&unit) {
+            self.abandoned_done(outcome, now, effects);
             return;
         }
         self.in_flight = self.in_flight.saturating_sub(1);
@@ -650,5 +657,6 @@ fn count_as_f64(count: usize) -> f64 {
     f64::from(u32::try_from(count).unwrap_or(u32::MAX))
 }
 
+mod again;
 #[cfg(test)]
 mod tests;

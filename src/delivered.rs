@@ -150,6 +150,14 @@ impl DeliveredOffsets {
         *told = (*told).min(delivered);
     }
 
+    /// What was delivered from `start` on may be lost, and is no more: the reader begins anew there.
+    pub fn start_over(&mut self, start: Position) {
+        self.tell();
+        self.exact_from = self.exact_from.max(self.read_to);
+        self.read_to = start;
+        self.stretches.clear();
+    }
+
     /// The reader has read up to `end` and seen these offsets since the last call.
     pub fn read(&mut self, end: Position, mut offsets: StretchOffsets) {
         self.read_to = self.read_to.max(end);
@@ -162,6 +170,14 @@ impl DeliveredOffsets {
                 true
             }
         });
+        if self.is_behind() {
+            // Nothing is told of these as delivered, also when it was before it was taken back.
+            for (partition, span) in &offsets.spans {
+                if let Some(told) = self.told.get_mut(partition) {
+                    *told = (*told).min(span.lowest);
+                }
+            }
+        }
         if !offsets.spans.is_empty() {
             self.stretches.push_back(Stretch { end, spans: offsets.spans });
         }
@@ -422,6 +438,24 @@ mod tests {
         offsets.first_seen(0, 3);
         assert_eq!(told(&mut offsets, 22), [(0, 3)]);
         assert_eq!(told(&mut offsets, 23), [(0, 4)]);
+    }
+
+    #[test]
+    fn what_was_delivered_and_is_taken_back_is_not_told_as_delivered() {
+        let mut offsets = DeliveredOffsets::new(&NextOffsets::default(), at(0), at(0));
+        offsets.first_seen(0, 0);
+        offsets.read(at(5), stretch(&[(0, 0), (0, 4)]));
+        offsets.read(at(9), stretch(&[(0, 5), (0, 8)]));
+        assert_eq!(told(&mut offsets, 7), [(0, 5)]);
+        // Positions 2 to 7 go again.
+        offsets.start_over(at(2));
+        assert_eq!(told(&mut offsets, 2), [(0, 5)], "until the reader knows better");
+        offsets.read(at(5), stretch(&[(0, 2), (0, 4)]));
+        assert_eq!(told(&mut offsets, 2), [(0, 2)]);
+        assert_eq!(told(&mut offsets, 5), [(0, 2)], "the rest was not read yet");
+        offsets.read(at(9), stretch(&[(0, 5), (0, 8)]));
+        assert_eq!(told(&mut offsets, 5), [(0, 5)]);
+        assert_eq!(told(&mut offsets, 9), [(0, 9)]);
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod gaps;
 pub(crate) mod group;
 mod identity;
 pub mod ledger;
+pub mod letters;
 mod properties;
 mod rebalance;
 mod snapshot;

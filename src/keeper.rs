@@ -340,6 +340,7 @@ impl<F: Fs> Keeper<F> {
     pub fn due(&mut self, now: Duration, now_ms: i64) -> Vec<LedgerCommit> {
         let Some(witness) = &mut self.witness else { return Vec::new() };
         // In this order: what is acked because it is owed must be seen as owed.
+        let mut delivered = lock(&self.delivered);
         let watermark = self.wal.delivered();
         let LogOffsets { owed, topic, .. } =
             LogOffsets::decode(&self.wal.carry()).unwrap_or_default();
@@ -348,7 +349,6 @@ impl<F: Fs> Keeper<F> {
             witness.topic = topic;
         }
         let durable = self.wal.durable().through();
-        let mut delivered = lock(&self.delivered);
         delivered.advance(watermark);
         let told = delivered.tell();
         let commits: Vec<LedgerCommit> = self

@@ -1,6 +1,7 @@
 //! Apache Cassandra and ScyllaDB, with the tables that monasca-api reads.
 
 mod errors;
+mod lives;
 pub mod schema;
 mod session;
 mod statements;

@@ -13,9 +13,10 @@ use scylla::value::CqlTimestamp;
 
 use super::session::{CassandraConfig, connect};
 use super::statements::Statements;
-use super::{errors, schema};
+use super::{errors, lives, schema};
 use crate::Store;
 use crate::error::{StoreError, Verdict};
+use crate::lives::NodeLife;
 use crate::rows::{AlarmTransition, Definition, Measurement, Series, Write};
 
 /// Longest wait between two attempts to connect.
@@ -343,6 +344,16 @@ impl Store for CassandraStore {
         async {
             let session = self.shared.session()?;
             schema::identity(&session, &self.shared.config.keyspace).await
+        }
+        .boxed()
+    }
+
+    fn lives(&self) -> BoxFuture<'_, Vec<NodeLife>> {
+        async {
+            match self.shared.session() {
+                Ok(session) => lives::ask(&session, &self.shared.config).await,
+                Err(_) => Vec::new(),
+            }
         }
         .boxed()
     }
