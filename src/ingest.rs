@@ -329,6 +329,8 @@ impl Ingest {
             }
             Event::Recreated { at_ms } => self.recreated(at_ms, now, effects),
             Event::Accept => self.accept(now, effects),
+            // One that stopped meanwhile waits for a person, wherever it has begun.
+            Event::Begun { partition } if self.stopped.contains_key(&partition) => {}
             Event::Begun { partition } => self.offsets.begun(partition),
             Event::Tick => self.commit_when_due(now, effects),
         }

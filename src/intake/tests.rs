@@ -134,6 +134,21 @@ fn a_truncated_partition_is_consumed_from_its_new_end_and_its_offsets_may_go_bac
 }
 
 #[test]
+fn a_partition_that_stopped_while_it_was_to_begin_elsewhere_takes_nothing() {
+    let stop = GapPolicies { truncated: GapPolicy::Stop, ..GapPolicies::default() };
+    let mut intake = opened(&SimDisk::new(1), stop);
+    assigned(&mut intake, Some(0));
+    take(&mut intake, 0..10, 0);
+    let mut effects = Vec::new();
+    let diverged = Event::Diverged { partition: 0, from: 2, at_ms: 1 };
+    intake.part(diverged, Duration::ZERO, &mut effects).unwrap();
+    assert!(matches!(effects[..], [Effect::Hold(_)]), "{effects:?}");
+    intake.on(Event::Begun { partition: 0 }, Duration::ZERO, &mut effects);
+    take(&mut intake, 10..20, 1);
+    assert_eq!(records(&mut intake.wal.reader(Position::ZERO)).len(), 10);
+}
+
+#[test]
 fn what_was_written_since_a_partition_lost_its_end_is_not_skipped_though_it_is_shorter_than_ours() {
     // Its last message is of a later leader, or the message that was asked for is not there.
     for (first, leader_epoch) in [(6, 1), (7, 1), (7, 0)] {

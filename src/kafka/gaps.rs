@@ -26,6 +26,7 @@ impl Context {
     /// Fetches nothing of a partition before a person has accepted the gap.
     pub(super) fn hold(&self, consumer: &KafkaConsumer, gap: &KafkaGap) {
         self.say_gap(gap, "the partition stops until `offsets accept`");
+        lock(&self.begin).remove(&gap.partition);
         if let Err(error) = consumer.pause(&self.list(&[gap.partition])) {
             tracing::error!(code = "KAFKA_PAUSE", %error, "stop a partition at a gap");
         }

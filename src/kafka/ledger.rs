@@ -433,6 +433,13 @@ impl Driver {
         self.on();
         let topic = identity::of_topic(self.client.client(), &self.at.topic, identity::TOPIC_WAIT);
         match self.at.keeper.opened(&topic, &ledger) {
+            Ok(_) if !self.at.keeper.is_open() => {
+                lock(&self.handle.news).push(LedgerNews::Topic(topic));
+                let why = "it is about the topic that Kafka has, and the log about one before it: read once the log has \
+                           gone on with the topic";
+                self.failed("read the ledger", &why);
+                Ok(())
+            }
             Ok(missing) => {
                 let mut ranges = Vec::new();
                 for found in missing {

@@ -191,13 +191,24 @@ fn a_partition_that_loses_its_end_is_consumed_from_where_its_history_goes_on() {
     rest(&kafka, &site, &persister);
     persister.stop().unwrap();
 
+    // While nobody looks, and written to again, but less than was lost: what is before our offset now is not what was.
+    let next = kafka.end_offsets(&site.metrics_topic).unwrap()[&0];
+    lose_the_end(&mut kafka, &site, &backup);
+    let short = load(&kafka, Plan { metrics: 400, alarms: 0, later_ms: 200_000, ..FIRST });
+    let end = kafka.end_offsets(&site.metrics_topic).unwrap()[&0];
+    assert!(kept < end && end < next, "{kept} {end} {next}");
+    let persister = Persister::start(&site, "one", &[]);
+    rest(&kafka, &site, &persister);
+    assert_eq!(gaps(&persister).last(), Some(&("truncated".to_owned(), 0, 0, next)));
+    persister.stop().unwrap();
+
     // Once more while nobody looks, and it has grown past our offset meanwhile: only the leader's epoch tells.
     lose_the_end(&mut kafka, &site, &backup);
     let fourth = load(&kafka, Plan { metrics: 6_000, later_ms: 60_000, ..FIRST });
     assert!(kafka.end_offsets(&site.metrics_topic).unwrap()[&0] > before);
     let persister = Persister::start(&site, "one", &[]);
     rest(&kafka, &site, &persister);
-    assert_eq!(gaps(&persister).len(), 2, "{:?}", gaps(&persister));
+    assert_eq!(gaps(&persister).len(), 3, "{:?}", gaps(&persister));
     persister.stop().unwrap();
 
     // And for an instance whose log knows nothing of it: the group's offset says which leader it is about.
@@ -210,7 +221,8 @@ fn a_partition_that_loses_its_end_is_consumed_from_where_its_history_goes_on() {
     rest(&kafka, &site, &persister);
     assert_eq!(gaps(&persister), [("truncated".to_owned(), 0, 0, committed)]);
     persister.stop().unwrap();
-    let audited = audit_all(&site, &kafka, &[&first, &second, &third, &fourth, &fifth]);
+    let sent = [&first, &second, &third, &short, &fourth, &fifth];
+    let audited = audit_all(&site, &kafka, &sent);
     eprintln!("{}", audited.unwrap_or_else(|wrong| panic!("{wrong}")));
 }
 

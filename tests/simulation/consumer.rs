@@ -191,6 +191,7 @@ impl Process {
                     self.begins.insert(partition, start);
                 }
                 Effect::Hold(gap) => {
+                    self.begins.remove(&gap.partition);
                     self.stopped.insert(gap.partition);
                 }
                 Effect::Rewind { partition, next } => {
