@@ -186,7 +186,7 @@ impl PipelineConfig {
             batch_rows_max: 100,
             batch_bytes_max: ByteSize::kib(64),
             freshness: Duration::from_secs(1),
-            gather_rows_max: 50_000,
+            gather_rows_max: 500_000,
             message_bytes_max: ByteSize::mib(1),
         }
     }

@@ -46,8 +46,9 @@ use crate::writers::{Answer, Writers};
 
 /// How often the log is checkpointed and reclaimed.
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(1);
-/// No more is read ahead while rows of so many bytes are held.
-const HELD_BYTES_MAX: usize = 16 << 20;
+/// The next gather is taken over when what is held of those before takes no more than this: enough to keep the store
+/// busy until the next one is grouped.
+const HELD_BYTES_MAX: usize = 8 << 20;
 /// A record of the log holds a message of any length that the configuration allows.
 const RECORD_BYTES_MAX: usize = 64 << 20;
 
@@ -273,7 +274,8 @@ impl Pipeline {
             })?
         };
 
-        let (gathers, incoming) = crossbeam_channel::bounded(1);
+        // Handed over, not queued: one gather is being delivered, one collected, and no third takes memory.
+        let (gathers, incoming) = crossbeam_channel::bounded(0);
         let reader = {
             let gather_config = GatherConfig {
                 kind,
@@ -286,6 +288,7 @@ impl Pipeline {
             };
             let look_ahead =
                 LookAhead { rows_max: pipeline.gather_rows_max, freshness: pipeline.freshness };
+            let store = Arc::clone(&surroundings.store);
             let log_reader = LogReader::new(
                 wal.clone(),
                 gather_config,
@@ -293,7 +296,8 @@ impl Pipeline {
                 Arc::clone(&memory),
                 Arc::clone(&delivered),
             )
-            .with_expired(config.expired_backlog);
+            .with_expired(config.expired_backlog)
+            .with_replicas(Arc::new(move |series| store.replicas(series)));
             let damage = Damage { dir: log_dir(name, config), delivered: Arc::clone(&delivered) };
             let (closing, give_up) = (Arc::clone(&closing), give_up.clone());
             let (view, fatal) = (Arc::clone(&view), surroundings.fatal.clone());
@@ -344,7 +348,7 @@ impl Pipeline {
             view: Arc::clone(&view),
             give_up: give_up.clone(),
             started,
-            rows_held_max: pipeline.gather_rows_max.saturating_mul(2),
+            rows_held_max: pipeline.gather_rows_max,
         };
         let deliver = {
             let fatal = surroundings.fatal.clone();

@@ -1,6 +1,8 @@
 //! Apache Cassandra and ScyllaDB, with the tables that monasca-api reads.
 
+mod definitions;
 mod errors;
+mod replicas;
 pub mod schema;
 mod session;
 mod statements;

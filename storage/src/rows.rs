@@ -89,6 +89,15 @@ pub struct Measurement {
     pub stamp: Stamp,
 }
 
+/// Measurements of one series that travel together with those of others.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Run {
+    /// The series.
+    pub series: Arc<Series>,
+    /// Its values.
+    pub rows: Vec<Measurement>,
+}
+
 /// The rows that describe a series: written before or with its first measurement, refreshed later.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Definition {
@@ -128,11 +137,11 @@ pub struct AlarmTransition {
     pub stamp: Stamp,
 }
 
-/// Rows that one request to the store carries: all of one kind, measurements all of one series.
+/// Rows that one request to the store carries, all of one kind.
 #[derive(Debug, Clone, Copy)]
 pub enum Write<'a> {
-    /// One definition: every table that describes the series.
-    Definition(&'a Definition),
+    /// Definitions: every table that describes these series. Those of one name and tenant cost least together.
+    Definitions(&'a [Definition]),
     /// Measurements of one series, at most one per time.
     Measurements {
         /// The series.
@@ -140,6 +149,9 @@ pub enum Write<'a> {
         /// Its values.
         rows: &'a [Measurement],
     },
+    /// A few measurements each of several series that [`Store::replicas`](crate::Store::replicas) says the same of; each
+    /// series once, and each of its times once.
+    Runs(&'a [Run]),
     /// Alarm transitions of any alarms.
     Alarms(&'a [AlarmTransition]),
 }
@@ -149,8 +161,9 @@ impl Write<'_> {
     #[must_use]
     pub fn len(&self) -> usize {
         match self {
-            Write::Definition(_) => 1,
+            Write::Definitions(definitions) => definitions.len(),
             Write::Measurements { rows, .. } => rows.len(),
+            Write::Runs(runs) => runs.iter().map(|run| run.rows.len()).sum(),
             Write::Alarms(rows) => rows.len(),
         }
     }
