@@ -41,7 +41,7 @@ use harness::process::ProcessBuilder;
 use serde_json::{Value, json};
 
 use common::{
-    Figures, Line, Moment, SERIES, STEP_WAIT, Traffic, child, client_cpu, consume, settle, variable,
+    Figures, Line, Moment, SERIES, STEP_WAIT, Traffic, client_cpu, consume, settle, variable,
 };
 use database::{BATCH_ROWS_MAX, Database, insert};
 use program::{Persister, TOPIC, drain, fill};

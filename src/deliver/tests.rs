@@ -310,7 +310,10 @@ fn answers_that_come_late_cut_the_limit_and_prompt_ones_let_it_grow() {
 fn definitions_that_fail_again_are_tried_in_halves_and_what_waits_for_them_follows_its_half() {
     let definitions =
         UnitPlan { is_definition: true, rows: 2, lane: Lane::Definitions, ..plan(1, &[]) };
-    let of_row = |id, row| UnitPlan { after: Some((UnitId(1), row)), ..plan(id, &[row as u32]) };
+    let of_row = |id, row| UnitPlan {
+        after: Some((UnitId(1), row)),
+        ..plan(id, &[u32::try_from(row).unwrap()])
+    };
     let (mut machine, effects) =
         with(DeliverConfig::default(), 2, vec![definitions, of_row(2, 0), of_row(3, 1)]);
     assert_eq!(effects, [Effect::Write(UnitId(1))]);

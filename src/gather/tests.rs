@@ -88,7 +88,8 @@ fn the_more_rows_are_gathered_the_more_of_a_series_travel_together() {
         let nobody_knows: Replicas = Arc::new(|_| None);
         let gathered = gather.finish(&memory, &nobody_knows, NOW_MS);
         assert_eq!(behind(&gathered.units), outstanding(&gathered));
-        rows_per_request.push(gathered.counts.rows as usize / gathered.units.len());
+        let rows = usize::try_from(gathered.counts.rows).unwrap();
+        rows_per_request.push(rows / gathered.units.len());
     }
     assert_eq!(rows_per_request, [1, 10, 100]);
 }
