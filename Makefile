@@ -27,13 +27,13 @@ test-fast: ## Tests that need no service: units, log, simulator, errors of a bro
 		--test unharmed
 	$(CARGO) test --locked -p wal --test model --test exhaustive -- --nocapture
 	$(CARGO) test --locked -p wal --test real_disk -- --nocapture --test-threads=1
-	$(CARGO) test --locked --test simulation --test documents --test tools --test dead_letters --test definitions \
+	$(CARGO) test --locked --test simulation --test documents --test tools --test definitions \
 		--test kafka_errors -- --nocapture
 
 test-services: ## Tests against a real Kafka and a real Cassandra.
 	$(CARGO) test --locked -p harness --tests -- --test-threads=1
 	$(CARGO) test --locked -p storage --tests -- --test-threads=1
-	$(CARGO) test --locked --test kafka_security --test kafka_oauth -- --nocapture
+	$(CARGO) test --locked --test kafka_security --test kafka_oauth --test dead_letters -- --nocapture
 	$(CARGO) test --locked --test end_to_end -- --test-threads=1 --nocapture
 
 check: ## Format, lints, documentation, and that benches and fuzz targets build.

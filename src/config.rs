@@ -276,7 +276,8 @@ pub struct LogConfig {
     /// Free space that must be left on the file system of the logs: below it, they take no more of it and consumption
     /// pauses.
     pub min_free_bytes: ByteSize,
-    /// How long delivered records are kept: Cassandra acknowledges before its own commit log is synced.
+    /// How long delivered records are kept, to be delivered again when a node of Cassandra restarts or is away: it
+    /// acknowledges before its own commit log is synced.
     #[serde(with = "humantime_serde")]
     pub hold_back: Duration,
 }
@@ -304,6 +305,8 @@ pub struct DeadLettersConfig {
     /// with it. None: age holds up nothing.
     #[serde(with = "humantime_serde")]
     pub age_max: Option<Duration>,
+    /// A topic that they are sent to. They leave the log when the brokers have acknowledged them. None: they stay.
+    pub topic: Option<String>,
 }
 
 impl Default for DeadLettersConfig {
@@ -313,6 +316,7 @@ impl Default for DeadLettersConfig {
             warn_after: Some(Duration::from_secs(7 * 24 * 60 * 60)),
             // A site must want that delivery waits for a person.
             age_max: None,
+            topic: None,
         }
     }
 }

@@ -141,6 +141,8 @@ pub enum Event {
         /// Whether it succeeded.
         ok: bool,
     },
+    /// The store may have lost what it confirmed: everything that is not acknowledged will be gathered again.
+    StartOver,
     /// Time passed.
     Tick,
 }
@@ -298,6 +300,8 @@ pub struct Deliver {
     /// Waiting for a definition.
     blocked: usize,
     in_flight: usize,
+    /// Those of them whose units are forgotten: see [`Event::StartOver`].
+    abandoned: usize,
     gathers: BTreeMap<GatherId, GatherState>,
     breaker: Breaker,
     written_unflushed: Vec<(GatherId, Vec<RecordRef>)>,
@@ -322,6 +326,7 @@ impl Deliver {
             waiting: BTreeSet::new(),
             blocked: 0,
             in_flight: 0,
+            abandoned: 0,
             gathers: BTreeMap::new(),
             breaker: Breaker::new(config.breaker),
             written_unflushed: Vec::new(),
@@ -347,6 +352,7 @@ impl Deliver {
             Event::Done { unit, outcome } => self.done(unit, outcome, now, effects),
             Event::Halves { unit, halves } => self.halves(unit, halves),
             Event::Flushed { ok } => self.flushed(ok, now, effects),
+            Event::StartOver => self.start_over(effects),
             Event::Tick => {}
         }
         self.wake(now);
@@ -503,6 +509,7 @@ impl Deliver {
         effects: &mut Vec<Effect>,
     ) {
         let Some((lane, sent)) = self.units.get(&unit).map(|state| (state.lane, state.sent)) else {
+            self.abandoned_done(outcome, now, effects);
             return;
         };
         self.in_flight = self.in_flight.saturating_sub(1);
@@ -844,5 +851,6 @@ fn count_as_f64(count: usize) -> f64 {
     f64::from(u32::try_from(count).unwrap_or(u32::MAX))
 }
 
+mod again;
 #[cfg(test)]
 mod tests;

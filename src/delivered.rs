@@ -21,27 +21,58 @@ struct Span {
     next: i64,
 }
 
+impl Span {
+    /// Nothing counts higher than this.
+    fn limit(&mut self, next: i64) {
+        self.lowest = self.lowest.min(next);
+        self.next = self.next.min(next);
+    }
+}
+
 #[derive(Debug)]
 struct Stretch {
     end: Position,
     spans: BTreeMap<i32, Span>,
 }
 
+/// Where partitions began anew: what lies before the position is of another history. Offsets there count no higher than
+/// where the partition began; `None`: not at all.
+#[derive(Debug, Clone, Default)]
+struct Beginnings {
+    anew: BTreeMap<i32, (Position, Option<i64>)>,
+    /// Where the log ended when it was opened. Of a partition that it knew nothing of then, all before is of another topic.
+    opened: Position,
+}
+
+impl Beginnings {
+    fn of(&self, partition: i32) -> (Position, Option<i64>) {
+        self.anew.get(&partition).copied().unwrap_or((self.opened, None))
+    }
+}
+
 /// Collects the offsets of a stretch while it is read.
 #[derive(Debug, Default)]
-pub struct StretchOffsets(BTreeMap<i32, Span>);
+pub struct StretchOffsets {
+    spans: BTreeMap<i32, Span>,
+    began_anew: Beginnings,
+}
 
 impl StretchOffsets {
-    /// A record of the stretch.
-    pub fn saw(&mut self, partition: i32, offset: i64) {
-        let next = offset.saturating_add(1);
-        self.0
+    /// The record at `position`.
+    pub fn saw(&mut self, position: Position, partition: i32, offset: i64) {
+        let mut new = Span { lowest: offset, next: offset.saturating_add(1) };
+        match self.began_anew.of(partition) {
+            (before, _) if position >= before => {}
+            (_, None) => return,
+            (_, Some(begins)) => new.limit(begins),
+        }
+        self.spans
             .entry(partition)
             .and_modify(|span| {
-                span.lowest = span.lowest.min(offset);
-                span.next = span.next.max(next);
+                span.lowest = span.lowest.min(new.lowest);
+                span.next = span.next.max(new.next);
             })
-            .or_insert(Span { lowest: offset, next });
+            .or_insert(new);
     }
 }
 
@@ -58,9 +89,7 @@ pub struct DeliveredOffsets {
     exact_from: Position,
     /// Records are being moved: see [`DeliveredOffsets::freeze`].
     frozen: bool,
-    /// For a partition that began anew: what lies before this position is of another history. Offsets there count no
-    /// higher than where the partition began; `None`: not at all.
-    began_anew: BTreeMap<i32, (Position, Option<i64>)>,
+    began_anew: Beginnings,
 }
 
 impl DeliveredOffsets {
@@ -78,30 +107,41 @@ impl DeliveredOffsets {
             exact_from: end,
             frozen: false,
             // Of what lies in the log already, the highest offset is the log's own: higher ones are of another history.
-            began_anew: next
-                .iter()
-                .map(|(partition, next)| (partition, (end, Some(next))))
-                .collect(),
+            began_anew: Beginnings {
+                anew: next.iter().map(|(partition, next)| (partition, (end, Some(next)))).collect(),
+                opened: end,
+            },
         }
     }
 
     /// Consumption of the partition begins anew at `next`, or where nobody knows yet: everything of it in the log so far,
-    /// before `end`, is of another history, which Kafka cannot give again.
+    /// before `end`, is of another history from that offset on, and Kafka cannot give it again. What is not delivered of
+    /// the time before it still counts.
     pub fn begin_anew(&mut self, partition: i32, next: Option<i64>, end: Position) {
-        self.began_anew.insert(partition, (end, next));
-        for stretch in self.stretches.iter_mut().filter(|stretch| stretch.end <= end) {
-            stretch.spans.remove(&partition);
-        }
-        match next {
-            Some(next) => {
-                self.delivered.insert(partition, next);
-                self.told.insert(partition, next);
+        self.began_anew.anew.insert(partition, (end, next));
+        let Some(next) = next else {
+            self.stretches.iter_mut().for_each(|stretch| {
+                stretch.spans.remove(&partition);
+            });
+            self.delivered.remove(&partition);
+            self.told.remove(&partition);
+            return;
+        };
+        for stretch in &mut self.stretches {
+            if let Some(span) = stretch.spans.get_mut(&partition) {
+                span.limit(next);
             }
-            None => {
-                self.delivered.remove(&partition);
-                self.told.remove(&partition);
-            }
         }
+        // Of one that nothing was read of yet nothing is known, as before.
+        for known in [&mut self.delivered, &mut self.told] {
+            known.entry(partition).and_modify(|known| *known = (*known).min(next));
+        }
+    }
+
+    /// To be filled with what the reader sees next.
+    #[must_use]
+    pub fn stretch(&self) -> StretchOffsets {
+        StretchOffsets { spans: BTreeMap::new(), began_anew: self.began_anew.clone() }
     }
 
     /// Nothing higher than this is told until the reader knows better: what the ledger said before the log was opened.
@@ -110,20 +150,36 @@ impl DeliveredOffsets {
         *told = (*told).min(delivered);
     }
 
+    /// What was delivered from `start` on may be lost, and is no more: the reader begins anew there.
+    pub fn start_over(&mut self, start: Position) {
+        self.tell();
+        self.exact_from = self.exact_from.max(self.read_to);
+        self.read_to = start;
+        self.stretches.clear();
+    }
+
     /// The reader has read up to `end` and seen these offsets since the last call.
     pub fn read(&mut self, end: Position, mut offsets: StretchOffsets) {
         self.read_to = self.read_to.max(end);
-        offsets.0.retain(|partition, span| match self.began_anew.get(partition) {
-            Some((before, None)) if end <= *before => false,
-            Some((before, Some(next))) if end <= *before => {
-                span.lowest = span.lowest.min(*next);
-                span.next = span.next.min(*next);
+        // One may have begun anew while these were read.
+        offsets.spans.retain(|partition, span| match self.began_anew.of(*partition) {
+            (before, _) if end > before => true,
+            (_, None) => false,
+            (_, Some(next)) => {
+                span.limit(next);
                 true
             }
-            _ => true,
         });
-        if !offsets.0.is_empty() {
-            self.stretches.push_back(Stretch { end, spans: offsets.0 });
+        if self.is_behind() {
+            // Nothing is told of these as delivered, also when it was before it was taken back.
+            for (partition, span) in &offsets.spans {
+                if let Some(told) = self.told.get_mut(partition) {
+                    *told = (*told).min(span.lowest);
+                }
+            }
+        }
+        if !offsets.spans.is_empty() {
+            self.stretches.push_back(Stretch { end, spans: offsets.spans });
         }
         if self.stretches.len() > STRETCHES_MAX {
             self.join_neighbours();
@@ -228,7 +284,7 @@ mod tests {
 
     fn stretch(offsets: &[(i32, i64)]) -> StretchOffsets {
         let mut stretch = StretchOffsets::default();
-        offsets.iter().for_each(|(partition, offset)| stretch.saw(*partition, *offset));
+        offsets.iter().for_each(|(partition, offset)| stretch.saw(at(0), *partition, *offset));
         stretch
     }
 
@@ -335,6 +391,24 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_delivered_of_the_time_before_a_partition_lost_its_end_still_counts() {
+        let mut offsets = DeliveredOffsets::new(&NextOffsets::default(), at(0), at(0));
+        offsets.first_seen(0, 0);
+        offsets.read(at(5), stretch(&[(0, 0), (0, 4)]));
+        offsets.begin_anew(0, Some(7), at(10));
+        // One chunk with the end of the old history and the beginning of the new one.
+        let mut chunk = offsets.stretch();
+        for (position, offset) in (5..10).zip(5..) {
+            chunk.saw(at(position), 0, offset);
+        }
+        chunk.saw(at(10), 0, 7);
+        offsets.read(at(11), chunk);
+        assert_eq!(told(&mut offsets, 4), [(0, 0)], "its messages may be fetched again");
+        assert_eq!(told(&mut offsets, 5), [(0, 5)]);
+        assert_eq!(told(&mut offsets, 11), [(0, 8)]);
+    }
+
+    #[test]
     fn a_backlog_with_two_histories_counts_no_higher_than_the_newer_one() {
         let next: NextOffsets = [(0, 9)].into_iter().collect();
         let mut offsets = DeliveredOffsets::new(&next, at(0), at(20));
@@ -354,6 +428,34 @@ mod tests {
         assert_eq!(told(&mut offsets, 22), []);
         offsets.first_seen(0, 3);
         assert_eq!(told(&mut offsets, 22), [(0, 3)]);
+
+        // After a restart the log knows nothing of it, though its records are there.
+        let mut offsets = DeliveredOffsets::new(&NextOffsets::default(), at(20), at(22));
+        let mut chunk = offsets.stretch();
+        chunk.saw(at(21), 0, 501);
+        chunk.saw(at(22), 0, 3);
+        offsets.read(at(23), chunk);
+        offsets.first_seen(0, 3);
+        assert_eq!(told(&mut offsets, 22), [(0, 3)]);
+        assert_eq!(told(&mut offsets, 23), [(0, 4)]);
+    }
+
+    #[test]
+    fn what_was_delivered_and_is_taken_back_is_not_told_as_delivered() {
+        let mut offsets = DeliveredOffsets::new(&NextOffsets::default(), at(0), at(0));
+        offsets.first_seen(0, 0);
+        offsets.read(at(5), stretch(&[(0, 0), (0, 4)]));
+        offsets.read(at(9), stretch(&[(0, 5), (0, 8)]));
+        assert_eq!(told(&mut offsets, 7), [(0, 5)]);
+        // Positions 2 to 7 go again.
+        offsets.start_over(at(2));
+        assert_eq!(told(&mut offsets, 2), [(0, 5)], "until the reader knows better");
+        offsets.read(at(5), stretch(&[(0, 2), (0, 4)]));
+        assert_eq!(told(&mut offsets, 2), [(0, 2)]);
+        assert_eq!(told(&mut offsets, 5), [(0, 2)], "the rest was not read yet");
+        offsets.read(at(9), stretch(&[(0, 5), (0, 8)]));
+        assert_eq!(told(&mut offsets, 5), [(0, 5)]);
+        assert_eq!(told(&mut offsets, 9), [(0, 9)]);
     }
 
     #[test]

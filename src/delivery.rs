@@ -18,6 +18,8 @@ use crate::envelope::Envelope;
 use crate::gather::{GatherCounts, Gathered, RecordRef, Unit};
 use crate::sync::lock;
 
+mod again;
+
 /// Dead letters are written in portions of about so many bytes, so that a log that is nearly full is filled, and little
 /// is tried in vain when it is.
 const PORTION_BYTES: usize = 1 << 20;

@@ -155,12 +155,12 @@ pub enum Event {
         /// Wall clock, milliseconds since the epoch.
         at_ms: i64,
     },
-    /// Kafka's messages before our next offset are not those that we took; its oldest one is at `low`.
+    /// Kafka's messages from an offset on are not those that we took.
     Diverged {
         /// The partition.
         partition: i32,
-        /// Its oldest offset.
-        low: i64,
+        /// The offset: its oldest one where it is not known better.
+        from: i64,
         /// Wall clock, milliseconds since the epoch.
         at_ms: i64,
     },
@@ -213,6 +213,14 @@ pub enum Effect {
         partition: i32,
         /// Where.
         next: Option<i64>,
+    },
+    /// Tell the ledger that the group's offset of a partition has gone back to where consumption began anew, and report
+    /// it with [`Event::LedgerRewound`].
+    GoneBack {
+        /// The partition.
+        partition: i32,
+        /// Everything of its new history before this offset is in the log.
+        next: i64,
     },
 }
 
@@ -314,10 +322,10 @@ impl Ingest {
             Event::Bounds { partition, low, high, at_ms } => {
                 self.bounds(partition, low, high, at_ms, effects);
             }
-            Event::Diverged { partition, low, at_ms } => {
-                let to = self.consumed(partition).unwrap_or(low);
+            Event::Diverged { partition, from, at_ms } => {
+                let to = self.consumed(partition).unwrap_or(from);
                 let kind = GapKind::Truncated;
-                self.found(KafkaGap { kind, partition, from: low, to, at_ms }, effects);
+                self.found(KafkaGap { kind, partition, from, to, at_ms }, effects);
             }
             Event::Recreated { at_ms } => self.recreated(at_ms, now, effects),
             Event::Accept => self.accept(now, effects),
@@ -336,12 +344,6 @@ impl Ingest {
     #[must_use]
     pub fn committable(&self) -> Vec<Committable> {
         self.offsets.committable(|_| true)
-    }
-
-    /// Next offset of a partition as the log knows it.
-    #[must_use]
-    pub fn log_next(&self, partition: i32) -> Option<i64> {
-        self.log_next.get(partition)
     }
 
     /// True while consumption is paused because the log is full.
@@ -368,12 +370,13 @@ impl Ingest {
         now: Duration,
         effects: &mut Vec<Effect>,
     ) {
-        let committed = committed.filter(|_| now >= self.distrust_committed_until);
+        let committed = committed
+            .filter(|committed| committed.is_of_our_topic || now >= self.distrust_committed_until);
         // The log may know more than Kafka: a crash after the sync and before the commit. It may also know less:
         // another member consumed the partition in between.
         let in_log = self.log_next.get(partition).map(|next| GroupOffset {
-            next,
             leader_epoch: self.log_epochs.get(&partition).copied().unwrap_or(-1),
+            ..GroupOffset::unknown(next)
         });
         let known = in_log.into_iter().chain(committed).max_by_key(|known| {
             // Of two that are as far the one that can be compared.
@@ -385,6 +388,7 @@ impl Ingest {
             known.filter(|known| known.next > 0 && known.leader_epoch >= 0).map(|known| Overlap {
                 offset: known.next.saturating_sub(1),
                 leader_epoch: known.leader_epoch,
+                is_end: false,
             });
         let (known, committed) = (known.map(|known| known.next), committed.map(|known| known.next));
         let start = match (known, overlap) {
@@ -439,7 +443,13 @@ impl Ingest {
         if next < low {
             self.found(gap(GapKind::Retention, next, low), effects);
         } else if next > high {
-            self.found(gap(GapKind::Truncated, high, next), effects);
+            // What was written since it lost its end may lie before ours.
+            match self.offsets.compare_end(partition, low, high) {
+                Some(offset) => {
+                    effects.push(Effect::Begin { partition, start: Start::At(offset) });
+                }
+                None => self.found(gap(GapKind::Truncated, low, next), effects),
+            }
         } else {
             // It is there: the message before it tells whether its history is still ours.
             let offset = self.offsets.compare_again(partition, low).unwrap_or(next);
@@ -470,9 +480,15 @@ impl Ingest {
         };
         effects.push(Effect::Note(gap));
         let partition = gap.partition;
-        self.offsets.restart(partition, next);
-        // Also where it is somebody else's now: what the ledger says of the old history must not count when it comes back.
-        effects.push(Effect::Rewind { partition, next });
+        if gap.kind == GapKind::Retention {
+            // What was taken before and is not delivered stays in the ledger: Kafka does not have it any more.
+            self.offsets.skip(partition, gap.to);
+        } else {
+            self.offsets.restart(partition, next);
+            // Also where it is somebody else's now: what the ledger says of the old history must not count when it comes
+            // back.
+            effects.push(Effect::Rewind { partition, next });
+        }
         if self.offsets.assigned().any(|assigned| assigned == partition) {
             let start = next.map_or(Start::Beginning, Start::At);
             effects.push(Effect::Begin { partition, start });
@@ -544,6 +560,9 @@ impl Ingest {
     }
 
     fn commit_when_due(&mut self, now: Duration, effects: &mut Vec<Effect>) {
+        let gone_back = self.offsets.take_gone_back();
+        let effect = |(partition, next)| Effect::GoneBack { partition, next };
+        effects.extend(gone_back.into_iter().map(effect));
         let due = self
             .last_commit
             .is_none_or(|last| now.saturating_sub(last) >= self.config.commit_interval);

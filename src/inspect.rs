@@ -20,11 +20,13 @@ use crate::gather::{GatherCounts, Kind};
 use crate::intake::IntakeCounts;
 use crate::kafka::group::GroupState;
 use crate::kafka::ledger::LedgerSnapshot;
+use crate::kafka::letters::LettersTopicState;
 use crate::kafka_gap::{GapKind, KafkaGap};
 use crate::kafka_trouble::Trouble;
 use crate::log_reader::LogGap;
 use crate::offset_ranges::OffsetRange;
 use crate::pipeline::{PipelineView, WriterCounts};
+use crate::redelivery::RedeliveryCounts;
 use crate::sync::lock;
 
 /// A thread that did not turn for so long is stuck; a callback of the consumer may wait 30 s for brokers and disk.
@@ -96,6 +98,8 @@ pub struct PipelineStatus {
     pub gathered: GatherCounts,
     /// Second stage.
     pub delivered: DeliverCounts,
+    /// What was delivered again because nodes of the store may have lost it.
+    pub redelivered: RedeliveryCounts,
     /// Whether the store is asked at all.
     pub breaker: Option<BreakerState>,
     /// Last error of the store, while it lasts.
@@ -191,6 +195,8 @@ pub struct LettersBacklog {
     pub dropped: u64,
     /// Letters tried again by order since the start, repetitions included.
     pub retried: u64,
+    /// Letters that the brokers acknowledged for the topic of dead letters since the start, repetitions included.
+    pub forwarded: u64,
 }
 
 /// What waits in one pipeline.
@@ -263,6 +269,8 @@ pub struct LettersView {
     pub letters: DeadLetters<DiskFs>,
     /// What was done with them by order.
     pub counts: Arc<ClerkCounts>,
+    /// What their topic says, if they have one.
+    pub topic: Option<Arc<LettersTopicState>>,
     /// When somebody should look.
     pub config: DeadLettersConfig,
 }
@@ -276,6 +284,7 @@ impl LettersView {
             capacity_bytes: log.max_bytes,
             dropped: self.counts.dropped(),
             retried: self.counts.retried(),
+            forwarded: self.topic.as_ref().map_or(0, |topic| topic.forwarded()),
         }
     }
 
@@ -287,6 +296,14 @@ impl LettersView {
     fn reasons(&self, reasons: &mut Vec<Reason>) {
         const HINT: &str = "`dead-letters list` says why they cannot be stored; mend the cause and `dead-letters retry`, \
                             or `dead-letters drop`";
+        let trouble = self.topic.as_ref().and_then(|topic| topic.trouble());
+        if let Some(why) = trouble.filter(|_| self.letters.count() > 0) {
+            reasons.push(reason(
+                "DEAD_LETTERS_TOPIC",
+                format!("dead letters do not get to their topic: {why}"),
+                "they stay in their log and are sent when the brokers take them; check that dead_letters.topic exists, that we may write to it, and its max.message.bytes",
+            ));
+        }
         let Some(age) = self.oldest_age() else { return };
         let whole = humantime::format_duration(Duration::from_secs(age.as_secs()));
         let DeadLettersConfig { warn_after, age_max, .. } = self.config;
@@ -579,6 +596,7 @@ impl Inspect {
             intake: ingest.counts,
             gathered: deliver.gathered,
             delivered: deliver.counts,
+            redelivered: view.redelivery.counts(),
             breaker: deliver.breaker,
             store_error: deliver.last_error.map(|(code, detail)| format!("{code}: {detail}")),
             in_flight: deliver.in_flight,
@@ -623,6 +641,11 @@ impl Inspect {
             } else if log.out_of_space || ingest.paused {
                 log_problems.push(format!("{}: full", view.name));
             }
+        }
+        if let Some(topic) = &self.dead_letters.topic {
+            let waiting = topic.trouble().filter(|_| self.dead_letters.letters.count() > 0);
+            let waiting = waiting.map(|why| format!("letters wait for their topic: {why}"));
+            checks.insert("dead_letters", check(waiting.into_iter().collect(), "at their topic"));
         }
         checks.insert("kafka", check(unreachable, "connected"));
         checks.insert("wal", check(log_problems, "has room"));

@@ -9,10 +9,21 @@ use wal::{AppendError, Batch, Fs, Position, PushError, Wal, WalError};
 
 use crate::codec::CodecError;
 use crate::envelope::{Envelope, EnvelopeError, TimestampType};
-use crate::ingest::{Effect, Event, Ingest, IngestConfig};
+use crate::ingest::{Effect, Event, Ingest, IngestConfig, Start};
 use crate::offset_note::{LogOffsets, OffsetNote};
-use crate::offsets::{Committable, Coordinates, Intake as Decision, Testimony};
+use crate::offsets::{
+    Committable, Coordinates, GroupOffset, Intake as Decision, Testimony, ToldOffset,
+};
 use crate::topic_identity::TopicIdentity;
+
+/// A partition of which Kafka's messages before our next offset are not those that we took.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Divergence {
+    /// The partition.
+    pub partition: i32,
+    /// The offset from which on they are others, or gone; not known is `None`: perhaps all that Kafka has.
+    pub from: Option<i64>,
+}
 
 /// Why messages cannot be taken any more.
 #[derive(Debug, thiserror::Error)]
@@ -64,7 +75,7 @@ pub struct Intake<F: Fs> {
     /// The topic that is consumed, if it is another one.
     other_topic: Option<TopicIdentity>,
     /// Partitions whose history Kafka has replaced, not yet reported to the machine.
-    diverged: Vec<i32>,
+    diverged: Vec<Divergence>,
     counts: IntakeCounts,
 }
 
@@ -109,7 +120,12 @@ impl<F: Fs> Intake<F> {
         match self.machine.take(coordinates) {
             Decision::Take => {}
             Decision::Diverged => {
-                self.diverged.push(message.partition);
+                self.diverged(Divergence { partition: message.partition, from: None });
+                return Ok(());
+            }
+            Decision::EndLost => {
+                let from = Some(message.offset.saturating_add(1));
+                self.diverged(Divergence { partition: message.partition, from });
                 return Ok(());
             }
             Decision::Repeated => {
@@ -208,6 +224,50 @@ impl<F: Fs> Intake<F> {
         Ok(())
     }
 
+    /// The topic that the log's offsets are about: that of every offset that we commit. Unknown until the brokers say it.
+    #[must_use]
+    pub fn topic(&self) -> TopicIdentity {
+        self.topic.clone().unwrap_or_default()
+    }
+
+    /// What the group's committed offset says of the topic that is consumed: nothing, if it was committed by a member that
+    /// consumed another topic of the name.
+    #[must_use]
+    pub fn believed(&self, told: ToldOffset) -> Option<GroupOffset> {
+        let ours = self.other_topic.as_ref().or(self.topic.as_ref());
+        let ToldOffset { next, leader_epoch, topic } = told;
+        if ours.is_some_and(|ours| ours.differs(&topic)) {
+            return None;
+        }
+        let is_of_our_topic = ours.is_some_and(|ours| !topic.topic.is_empty() && topic == *ours);
+        Some(GroupOffset { next, leader_epoch, is_of_our_topic })
+    }
+
+    /// Compares a partition of ours whose position Kafka may have refused with what there is: from `low` to `high`. One
+    /// of which nothing was taken yet begins again where it began.
+    ///
+    /// # Errors
+    /// As [`Intake::part`].
+    pub fn compare(
+        &mut self,
+        partition: i32,
+        (low, high): (i64, i64),
+        beginning: Option<Start>,
+        (at_ms, now): (i64, Duration),
+        effects: &mut Vec<Effect>,
+    ) -> Result<(), IntakeError> {
+        let ours = self.machine.progress().find(|(ours, _)| *ours == partition);
+        match ours.map(|(_, progress)| progress.consumed) {
+            None => Ok(()),
+            Some(Some(_)) => self.part(Event::Bounds { partition, low, high, at_ms }, now, effects),
+            Some(None) => {
+                let start = beginning.unwrap_or(Start::Beginning);
+                effects.push(Effect::Begin { partition, start });
+                Ok(())
+            }
+        }
+    }
+
     /// Applies an event after which consumption may begin anew somewhere, and notes that in the log: behind everything
     /// taken so far and before anything that is taken next.
     ///
@@ -257,12 +317,12 @@ impl<F: Fs> Intake<F> {
     }
 
     /// To be asked for again with [`Intake::take_diverged`].
-    pub fn diverged(&mut self, partition: i32) {
-        self.diverged.push(partition);
+    pub fn diverged(&mut self, divergence: Divergence) {
+        self.diverged.push(divergence);
     }
 
     /// Partitions of which Kafka's messages before our next offset are not those that we took.
-    pub fn take_diverged(&mut self) -> Vec<i32> {
+    pub fn take_diverged(&mut self) -> Vec<Divergence> {
         std::mem::take(&mut self.diverged)
     }
 

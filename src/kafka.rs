@@ -9,6 +9,7 @@ mod gaps;
 pub(crate) mod group;
 mod identity;
 pub mod ledger;
+pub mod letters;
 mod properties;
 mod rebalance;
 mod snapshot;
@@ -608,6 +609,7 @@ impl Ingestion {
                 Effect::Hold(gap) => context.hold(&self.consumer, &gap),
                 Effect::Note(gap) => context.say_gap(&gap, GOES_ON),
                 Effect::Rewind { partition, next } => context.rewind(partition, next),
+                Effect::GoneBack { partition, next } => context.ledger.gone_back(partition, next),
                 // Only rebalances ask for the first; the intake has carried out the second.
                 Effect::AwaitDurable(_) | Effect::NoteTopic => {}
             }

@@ -68,16 +68,23 @@ pub struct Keeper<F: Fs> {
     witness: Option<Witness>,
     /// Next offset per partition that the log holds for certain.
     next: BTreeMap<i32, i64>,
+    /// What was said before consumption began anew: said until the group's offset has gone back too. A disk that is lost
+    /// meanwhile held the part of the old history that the group's offset still skips.
+    said_before: BTreeMap<i32, i64>,
     said: BTreeMap<i32, Said>,
     /// The fetching of what is owed.
     batch: Batch,
     fetched: Option<Fetched>,
+    /// Batches that are full, each with what it settles: appended once the topic is known to be the same still.
+    full: Vec<(Batch, Fetched)>,
     counts: KeeperCounts,
     idle_interval: Duration,
     /// Partitions whose consumption began anew since the start.
     rewound: BTreeSet<i32>,
     /// Kafka has another topic of the name than the log, and nobody has accepted that.
     is_foreign: bool,
+    /// The ledger was ahead: it is read once the log has gone on with Kafka's topic.
+    is_put_off: bool,
 }
 
 /// A stretch of owed offsets in the batch.
@@ -112,13 +119,16 @@ impl<F: Fs> Keeper<F> {
             log_next,
             witness: None,
             next: BTreeMap::new(),
+            said_before: BTreeMap::new(),
             said: BTreeMap::new(),
             batch: Batch::new(),
             fetched: None,
+            full: Vec::new(),
             counts: KeeperCounts::default(),
             idle_interval: IDLE_INTERVAL,
             rewound: BTreeSet::new(),
             is_foreign: false,
+            is_put_off: false,
         }
     }
 
@@ -137,6 +147,9 @@ impl<F: Fs> Keeper<F> {
 
     /// What the ledger said before this start is compared with the log. What is missing is owed from now on, durably.
     ///
+    /// A ledger about the topic that Kafka has is put off while the log is about one before it, as that of a disk is which
+    /// was rolled back: what it owes cannot be noted in a log that is about other offsets. It stays closed then; try again.
+    ///
     /// # Errors
     /// The log failed, or has no room ([`WalError::NoSpace`]): then try again later, nothing is forgotten.
     pub fn opened(
@@ -149,6 +162,14 @@ impl<F: Fs> Keeper<F> {
             Witness { topic: topic.clone(), log: status.log_id, incarnation: status.incarnation };
         let log = self.log_offsets();
         self.is_foreign = log.topic.as_ref().is_some_and(|known| known.differs(topic));
+        let is_of_kafkas_topic =
+            |written: &Written| !ledger::is_of_another_topic(&written.entry, &witness);
+        if self.is_foreign && ledger.values().any(is_of_kafkas_topic) {
+            self.is_put_off = true;
+            // What it knows is of the topic before.
+            self.log_next = NextOffsets::default();
+            return Ok(Vec::new());
+        }
         let is_owed_already = |range: OffsetRange| {
             let mut with_it = log.owed.clone();
             with_it.insert(range);
@@ -177,7 +198,8 @@ impl<F: Fs> Keeper<F> {
             .collect();
         self.owe(owed)?;
         let is_ours = |partition: &i32, entry: &Entry| {
-            !ledger::is_of_another_topic(entry, &witness) && !self.rewound.contains(partition)
+            !ledger::is_of_another_topic(entry, &witness)
+                && (self.is_put_off || !self.rewound.contains(partition))
         };
         {
             let mut delivered = lock(&self.delivered);
@@ -198,11 +220,14 @@ impl<F: Fs> Keeper<F> {
                 }
             }
         }
-        for (partition, written) in ledger {
-            // Never less than was said before: what lies between is in the log, or owed.
-            if is_ours(partition, &written.entry) {
-                let next = self.next.entry(*partition).or_insert(written.entry.next);
-                *next = (*next).max(written.entry.next);
+        // Never less than was said before: what lies between is in the log, or owed.
+        for (partition, Written { entry, .. }) in ledger {
+            if is_ours(partition, entry) {
+                let next = self.next.entry(*partition).or_insert(entry.next);
+                *next = (*next).max(entry.next);
+            } else if !ledger::is_of_another_topic(entry, &witness) {
+                let said = self.said_before.entry(*partition).or_insert(entry.next);
+                *said = (*said).max(entry.next);
             }
         }
         self.witness = Some(witness);
@@ -238,11 +263,29 @@ impl<F: Fs> Keeper<F> {
     pub fn rewind(&mut self, partition: i32, next: Option<i64>, end: Position) {
         self.rewound.insert(partition);
         self.said.remove(&partition);
-        match next {
+        let before = match next {
             Some(next) => self.next.insert(partition, next),
-            None => self.next.remove(&partition),
+            None => {
+                self.said_before.remove(&partition);
+                self.next.remove(&partition)
+            }
         };
+        if let (Some(before), Some(_)) = (before, next) {
+            let said = self.said_before.entry(partition).or_insert(before);
+            *said = (*said).max(before);
+        }
         lock(&self.delivered).begin_anew(partition, next, end);
+    }
+
+    /// The group's offset of a partition has gone back to where consumption began anew: nothing of its old history need
+    /// be said any more, unless it is owed. The log has everything of the new one up to `next`.
+    pub fn gone_back(&mut self, partition: i32, next: i64) {
+        let known = self.next.entry(partition).or_insert(next);
+        *known = (*known).max(next);
+        let is_owed = self.log_offsets().owed.first(partition).is_some();
+        if !is_owed && self.said_before.remove(&partition).is_some() {
+            self.said.remove(&partition);
+        }
     }
 
     /// Which topic Kafka has now. While it is another one than the log's, nothing is fetched again from it.
@@ -251,10 +294,18 @@ impl<F: Fs> Keeper<F> {
         self.is_foreign = known.is_some_and(|known| known.differs(topic));
     }
 
-    /// Whether an entry of another instance is about the topic that we consume; see [`ledger::is_of_another_topic`].
+    /// Whether an entry of another instance is about the topic that our log is about; see [`ledger::is_of_another_topic`].
     #[must_use]
     pub fn is_of_our_topic(&self, entry: &Entry) -> bool {
-        self.witness.as_ref().is_some_and(|witness| !ledger::is_of_another_topic(entry, witness))
+        let Some(witness) = &self.witness else { return false };
+        let topic = self.log_offsets().topic.unwrap_or_else(|| witness.topic.clone());
+        !ledger::is_of_another_topic(entry, &Witness { topic, ..witness.clone() })
+    }
+
+    /// Whether our log is about the topic that Kafka has: what others owe can be taken over then only.
+    #[must_use]
+    pub fn is_about(&self, topic: &TopicIdentity) -> bool {
+        self.is_open() && self.log_offsets().topic.is_none_or(|known| !known.differs(topic))
     }
 
     /// A person has taken note of what is lost.
@@ -289,6 +340,7 @@ impl<F: Fs> Keeper<F> {
     pub fn due(&mut self, now: Duration, now_ms: i64) -> Vec<LedgerCommit> {
         let Some(witness) = &mut self.witness else { return Vec::new() };
         // In this order: what is acked because it is owed must be seen as owed.
+        let mut delivered = lock(&self.delivered);
         let watermark = self.wal.delivered();
         let LogOffsets { owed, topic, .. } =
             LogOffsets::decode(&self.wal.carry()).unwrap_or_default();
@@ -297,13 +349,14 @@ impl<F: Fs> Keeper<F> {
             witness.topic = topic;
         }
         let durable = self.wal.durable().through();
-        let mut delivered = lock(&self.delivered);
         delivered.advance(watermark);
         let told = delivered.tell();
         let commits: Vec<LedgerCommit> = self
             .next
             .iter()
             .filter_map(|(partition, next)| {
+                let before = self.said_before.get(partition);
+                let next = before.map_or(next, |before| next.max(before));
                 let told = told.get(partition).copied().unwrap_or(0).min(*next);
                 let delivered = owed.first(*partition).map_or(told, |owed| told.min(owed));
                 let as_said = self.said.get(partition).is_some_and(|said| {
@@ -351,7 +404,9 @@ impl<F: Fs> Keeper<F> {
         match self.batch.push_with(|out| message.encode_within(bytes_max, out)) {
             Ok(()) => {}
             Err(PushError::BatchFull) => {
-                self.append()?;
+                if let Some(fetched) = self.fetched.take() {
+                    self.full.push((std::mem::take(&mut self.batch), fetched));
+                }
                 self.batch
                     .push_with(|out| message.encode_within(bytes_max, out))
                     .map_err(|error| poisoned(&error))?;
@@ -366,14 +421,24 @@ impl<F: Fs> Keeper<F> {
         Ok(())
     }
 
-    /// Everything owed of `partition` before `next` was taken, as far as Kafka has it: makes that durable.
+    /// Everything owed of `partition` before `next` was taken, as far as Kafka has it: makes that durable. The caller has
+    /// asked for the topic since it fetched them and said so with [`Keeper::topic_is`]: messages of another topic settle
+    /// nothing and are dropped.
     ///
     /// # Errors
     /// The log failed, or is full ([`WalError::NoSpace`]): what was taken since the last call is fetched again later.
     pub fn fetched_to(&mut self, partition: i32, from: i64, next: i64) -> Result<(), WalError> {
+        if self.is_foreign {
+            self.forget_fetched();
+            return Ok(());
+        }
+        let from = self.full.last().map_or(from, |(_, fetched)| fetched.next);
         let fetched = self.fetched.get_or_insert(Fetched { partition, from, next });
         fetched.next = fetched.next.max(next);
-        self.append()?;
+        let appended = self.append();
+        // What was not appended is fetched again.
+        self.forget_fetched();
+        appended?;
         self.wal.commit()
     }
 
@@ -406,15 +471,24 @@ impl<F: Fs> Keeper<F> {
     }
 
     fn append(&mut self) -> Result<(), WalError> {
-        let Some(fetched) = self.fetched.take() else { return Ok(()) };
-        let Fetched { partition, from, next } = fetched;
-        let mut batch = std::mem::take(&mut self.batch);
-        let settled = vec![OffsetRange { partition, from, to: next }];
-        let note = OffsetNote { settled, ..OffsetNote::default() };
-        annotate(&mut batch, &note)?;
-        let range = append(&self.wal, batch)?;
-        lock(&self.delivered).fetched_again(partition, from, range.end);
+        let mut batches = std::mem::take(&mut self.full);
+        if let Some(fetched) = self.fetched.take() {
+            batches.push((std::mem::take(&mut self.batch), fetched));
+        }
+        for (mut batch, Fetched { partition, from, next }) in batches {
+            let settled = vec![OffsetRange { partition, from, to: next }];
+            let note = OffsetNote { settled, ..OffsetNote::default() };
+            annotate(&mut batch, &note)?;
+            let range = append(&self.wal, batch)?;
+            lock(&self.delivered).fetched_again(partition, from, range.end);
+        }
         Ok(())
+    }
+
+    fn forget_fetched(&mut self) {
+        self.full.clear();
+        self.fetched = None;
+        self.batch = Batch::new();
     }
 
     fn note(&mut self, note: &OffsetNote) -> Result<(), WalError> {
@@ -478,17 +552,132 @@ mod tests {
     use super::*;
     use crate::delivered::StretchOffsets;
     use crate::offset_note::OffsetCarry;
+    use crate::offset_ranges::OffsetRanges;
+
+    fn topic(id: &str) -> TopicIdentity {
+        TopicIdentity { cluster: "c".to_owned(), topic: id.to_owned() }
+    }
+
+    /// A log that is about a topic and holds nothing.
+    fn log(id: &str) -> Wal<SimDisk> {
+        let carry = Box::<OffsetCarry>::default();
+        let (wal, _) =
+            Wal::open(SimDisk::new(1), WalConfig::default(), carry, Duration::ZERO).unwrap();
+        go_on_with(&wal, id);
+        wal
+    }
+
+    fn go_on_with(wal: &Wal<SimDisk>, id: &str) {
+        append_note(wal, &OffsetNote { topic: Some(topic(id)), ..OffsetNote::default() }).unwrap();
+    }
+
+    fn keeper(wal: &Wal<SimDisk>) -> Keeper<SimDisk> {
+        let nothing = NextOffsets::default();
+        let delivered = DeliveredOffsets::new(&nothing, Position::ZERO, Position::ZERO);
+        Keeper::new(wal.clone(), Arc::new(Mutex::new(delivered)), nothing)
+    }
+
+    /// A ledger of another log that owes offsets 3 to 9 of partition 0.
+    fn ledger_about(id: &str) -> BTreeMap<i32, Written> {
+        let witness = Witness {
+            topic: topic(id),
+            log: wal::LogId::new([7; 16]),
+            incarnation: Incarnation::new(1),
+        };
+        let entry = witness.entry(Position::new(9), 9, 1);
+        BTreeMap::from([(0, Written { delivered: 3, entry })])
+    }
+
+    fn said(keeper: &mut Keeper<SimDisk>) -> Vec<(i64, i64)> {
+        let commits = keeper.due(Duration::ZERO, 0);
+        keeper.confirmed(&commits, Duration::ZERO);
+        commits.iter().map(|commit| (commit.delivered, commit.entry.next)).collect()
+    }
+
+    const OWED: OffsetRange = OffsetRange { partition: 0, from: 3, to: 9 };
+
+    #[test]
+    fn a_ledger_about_the_present_topic_waits_for_a_log_that_is_about_the_one_before() {
+        let wal = log("old");
+        let mut keeper = keeper(&wal);
+        let ledger = ledger_about("new");
+        assert_eq!(keeper.opened(&topic("new"), &ledger).unwrap(), []);
+        assert!(!keeper.is_open() && !keeper.is_about(&topic("new")));
+        assert_eq!(keeper.log_offsets().owed, OffsetRanges::default(), "of the old topic");
+        assert_eq!(said(&mut keeper), [], "what it says stands");
+
+        go_on_with(&wal, "new");
+        keeper.rewind(0, None, wal.durable().through());
+        let missing = keeper.opened(&topic("new"), &ledger).unwrap();
+        assert_eq!(missing, [Missing { finding: Finding::LogReplaced, range: OWED }]);
+        assert!(keeper.is_open() && keeper.is_about(&topic("new")));
+        assert_eq!(keeper.next_owed(), Some(OWED));
+        assert_eq!(said(&mut keeper), [(3, 9)]);
+    }
+
+    #[test]
+    fn messages_of_another_topic_settle_nothing_that_is_owed() {
+        let wal = log("old");
+        let mut keeper = keeper(&wal);
+        keeper.opened(&topic("old"), &BTreeMap::new()).unwrap();
+        keeper.owe(vec![OWED]).unwrap();
+        let message = Envelope {
+            topic: "t",
+            partition: 0,
+            offset: 3,
+            leader_epoch: 0,
+            timestamp_ms: 1,
+            timestamp_type: crate::envelope::TimestampType::Created,
+            received_ms: 1,
+            key: None,
+            payload: Some(b"m"),
+        };
+        keeper.take(3, &message).unwrap();
+        keeper.topic_is(&topic("new"));
+        keeper.fetched_to(0, 3, 9).unwrap();
+        assert_eq!(keeper.log_offsets().owed.iter().collect::<Vec<_>>(), [OWED]);
+        assert_eq!(wal.status().backlog_records, 0, "none was taken");
+        assert_eq!(keeper.next_owed(), None, "nothing is fetched from the new one");
+
+        keeper.topic_is(&topic("old"));
+        keeper.take(3, &message).unwrap();
+        keeper.fetched_to(0, 3, 9).unwrap();
+        assert_eq!((keeper.next_owed(), wal.status().backlog_records), (None, 1));
+    }
+
+    #[test]
+    fn an_entry_is_ours_by_the_topic_that_the_log_is_about_now() {
+        let wal = log("old");
+        let mut keeper = keeper(&wal);
+        keeper.opened(&topic("new"), &BTreeMap::new()).unwrap();
+        keeper.due(Duration::ZERO, 0);
+        let entry = &ledger_about("new")[&0].entry;
+        assert!(!keeper.is_of_our_topic(entry) && !keeper.is_about(&topic("new")));
+        go_on_with(&wal, "new");
+        assert!(keeper.is_of_our_topic(entry) && keeper.is_about(&topic("new")));
+    }
+
+    #[test]
+    fn the_ledger_claims_a_history_that_was_replaced_until_the_group_s_offset_has_gone_back() {
+        let wal = log("t");
+        let mut keeper = keeper(&wal);
+        keeper.opened(&topic("t"), &BTreeMap::new()).unwrap();
+        keeper.testify(&[Testimony { partition: 0, from: 0, next: 33 }]);
+        assert_eq!(said(&mut keeper), [(0, 33)]);
+        // The group's offset is 33 still: a disk that is lost now takes what lies between.
+        keeper.rewind(0, Some(6), wal.durable().through());
+        assert_eq!(said(&mut keeper), [(0, 33)]);
+        keeper.gone_back(0, 8);
+        assert_eq!(said(&mut keeper), [(0, 8)]);
+    }
 
     #[test]
     fn what_kafka_was_told_without_an_answer_is_not_taken_for_what_it_said_before() {
         let now = Duration::ZERO;
-        let carry = Box::<OffsetCarry>::default();
-        let (wal, _) = Wal::open(SimDisk::new(1), WalConfig::default(), carry, now).unwrap();
-        let nothing = NextOffsets::default();
-        let delivered = DeliveredOffsets::new(&nothing, Position::ZERO, Position::ZERO);
-        let delivered = Arc::new(Mutex::new(delivered));
-        let mut keeper = Keeper::new(wal.clone(), Arc::clone(&delivered), nothing);
-        keeper.opened(&TopicIdentity::default(), &BTreeMap::new()).unwrap();
+        let wal = log("t");
+        let mut keeper = keeper(&wal);
+        let delivered = Arc::clone(&keeper.delivered);
+        keeper.opened(&topic("t"), &BTreeMap::new()).unwrap();
         keeper.testify(&[Testimony { partition: 0, from: 0, next: 10 }]);
         let due = |keeper: &mut Keeper<SimDisk>| {
             let commits = keeper.due(now, 0);
@@ -505,7 +694,7 @@ mod tests {
         let end = append(&wal, batch).unwrap().end;
         wal.commit().unwrap();
         let mut offsets = StretchOffsets::default();
-        (0..10).for_each(|offset| offsets.saw(0, offset));
+        (0..10).for_each(|offset| offsets.saw(Position::ZERO, 0, offset));
         lock(&delivered).read(end, offsets);
         wal.ack(Position::ZERO..end);
         // Kafka has this, but the answer does not arrive.

@@ -38,6 +38,7 @@ pub mod kafka_token;
 pub mod kafka_trouble;
 pub mod keeper;
 pub mod ledger;
+pub mod lives;
 pub mod log_reader;
 #[cfg(feature = "mutants")]
 pub mod mutants;
@@ -47,6 +48,7 @@ pub mod offset_trail;
 pub mod offsets;
 pub mod orders;
 pub mod pipeline;
+pub mod redelivery;
 pub mod retention;
 pub(crate) mod said;
 pub mod secrets;

@@ -16,6 +16,8 @@ use crate::envelope::Envelope;
 use crate::gather::{Gather, GatherConfig, Gathered, Replicas};
 use crate::sync::lock;
 
+mod again;
+
 /// Bytes read from the log at a time.
 const CHUNK_BYTES: usize = 1 << 20;
 /// A gather ends when it takes so many bytes of memory.
@@ -226,12 +228,12 @@ impl<F: Fs> LogReader<F> {
     fn take_chunk(&mut self, now: Duration, now_ms: i64) {
         let (gather, _) =
             self.gather.get_or_insert_with(|| (Gather::new(self.config, self.next), now));
-        let mut offsets = StretchOffsets::default();
+        let mut offsets = lock(&self.delivered).stretch();
         for (position, record) in self.chunk.iter() {
             if self.wal.is_acked(position) {
                 gather.skip();
             } else if let Some((partition, offset)) = gather.push(record, now_ms) {
-                offsets.saw(partition, offset);
+                offsets.saw(position, partition, offset);
             }
         }
         self.next = gather.end();
@@ -345,6 +347,31 @@ mod tests {
         );
         let Measurement { stamp, .. } = rows[0];
         assert_eq!(i64::from(stamp.ttl_s) * 1000, RETENTION_MS - age_ms);
+    }
+
+    #[test]
+    fn what_was_acknowledged_within_the_hold_back_is_read_again_with_its_definition() {
+        let mut reader = reader();
+        let pull = |reader: &mut LogReader<SimDisk>| {
+            let gathered = reader.pull(true, Duration::ZERO, NOW_MS).unwrap()?;
+            let definitions = gathered.units.iter();
+            let definitions =
+                definitions.filter(|planned| matches!(planned.unit, Unit::Definition(_))).count();
+            Some((gathered.start, gathered.end(), gathered.counts.rows, definitions))
+        };
+        let all = Some((Position::ZERO, Position::new(10), 10, 1));
+        assert_eq!(pull(&mut reader), all);
+        reader.wal.ack(Position::ZERO..Position::new(8));
+        reader.wal.checkpoint(Duration::ZERO).unwrap();
+        assert_eq!(pull(&mut reader), None);
+        assert_eq!(reader.start_over(Duration::from_secs(30)).unwrap(), 8);
+        assert_eq!(pull(&mut reader), all);
+        assert_eq!(pull(&mut reader), None);
+        // Acknowledged longer ago than that, it is safe.
+        reader.wal.ack(Position::ZERO..Position::new(8));
+        reader.wal.checkpoint(Duration::from_secs(40)).unwrap();
+        assert_eq!(reader.start_over(Duration::from_secs(101)).unwrap(), 0);
+        assert_eq!(pull(&mut reader), Some((Position::new(8), Position::new(10), 2, 1)));
     }
 
     #[test]

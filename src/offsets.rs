@@ -8,6 +8,8 @@ use std::collections::{BTreeMap, VecDeque};
 
 use wal::{Durable, Position};
 
+use crate::topic_identity::TopicIdentity;
+
 /// A next offset before which every message of its partition is durable in the log.
 ///
 /// It cannot be made outside this module.
@@ -45,6 +47,27 @@ pub struct GroupOffset {
     pub next: i64,
     /// Epoch of the leader that the message before it came from; -1 where whoever committed it did not say.
     pub leader_epoch: i32,
+    /// Whoever committed it said which topic it is about, and that is the one that we consume.
+    pub is_of_our_topic: bool,
+}
+
+impl GroupOffset {
+    /// An offset of which nothing else is known.
+    #[must_use]
+    pub fn unknown(next: i64) -> Self {
+        Self { next, leader_epoch: -1, is_of_our_topic: false }
+    }
+}
+
+/// A committed offset as the brokers tell it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ToldOffset {
+    /// The committed next offset.
+    pub next: i64,
+    /// As in [`GroupOffset`].
+    pub leader_epoch: i32,
+    /// The topic that whoever committed it consumed; unknown where its metadata does not say.
+    pub topic: TopicIdentity,
 }
 
 /// What the ledger is to say of a partition before its offset is committed: [`Committable`] offsets are the only ones
@@ -70,6 +93,8 @@ pub enum Intake {
     Unassigned,
     /// Kafka has another message at the last offset that our log has: their histories have parted somewhere before.
     Diverged,
+    /// It is Kafka's last one and was taken before: Kafka has lost everything that was taken behind it.
+    EndLost,
 }
 
 /// The last message of a partition that the log has, fetched again to see whether Kafka still has the same.
@@ -79,6 +104,26 @@ pub struct Overlap {
     pub offset: i64,
     /// The epoch of the leader that it came from: with the offset it tells a message from any other.
     pub leader_epoch: i32,
+    /// Kafka has less than the log: this is the offset of Kafka's last message, and the epoch is that of the log's. One
+    /// of a later epoch was written after Kafka had lost its end, one of an earlier epoch was taken.
+    pub is_end: bool,
+}
+
+impl Overlap {
+    /// What a message at or behind it means: `None` when Kafka still has what was taken.
+    fn found(&self, offset: i64, leader_epoch: i32) -> Option<Intake> {
+        let is_there = offset == self.offset;
+        match (self.is_end, is_there) {
+            (true, true) if (0..=self.leader_epoch).contains(&leader_epoch) => {
+                Some(Intake::EndLost)
+            }
+            (true, _) => Some(Intake::Diverged),
+            (false, true) if leader_epoch >= 0 && leader_epoch != self.leader_epoch => {
+                Some(Intake::Diverged)
+            }
+            (false, _) => None,
+        }
+    }
 }
 
 /// What tells a message from others, and when it was written.
@@ -120,15 +165,36 @@ struct Partition {
     witnessed: Option<i64>,
     /// Everything before it is delivered, as far as is known.
     delivered: Option<i64>,
-    /// Epoch of the leader of the last message; -1 when unknown.
-    leader_epoch: i32,
-    /// Messages from this offset on came from a leader of that epoch.
-    epoch_from: i64,
+    /// Epochs of the leaders that messages came from, each with the first offset of its own, since what was committed last.
+    epochs: Vec<(i64, i32)>,
     overlap: Option<Overlap>,
     /// Nothing is taken before consumption has begun anew.
     held: bool,
     /// The ledger has not heard yet that consumption began anew: what it says is about the time before.
     ledger_is_behind: bool,
+    /// Consumption began anew, and the group's offset is where it was before.
+    is_ahead_in_kafka: bool,
+    /// The group's offset has gone back to where consumption began anew, and nobody was told.
+    has_gone_back: bool,
+}
+
+impl Partition {
+    /// Epoch of the leader of the last message; -1 when unknown.
+    fn last_epoch(&self) -> i32 {
+        self.epochs.last().map_or(-1, |(_, epoch)| *epoch)
+    }
+
+    /// Epoch of the leader of the message before `next`; -1 when unknown.
+    fn epoch_before(&self, next: i64) -> i32 {
+        let before = self.epochs.iter().rev().find(|(from, _)| *from < next);
+        before.map_or(-1, |(_, epoch)| *epoch)
+    }
+
+    /// Nothing lower than `next` is committed from now on.
+    fn forget_epochs_before(&mut self, next: i64) {
+        let old = self.epochs.partition_point(|(from, _)| *from < next).saturating_sub(1);
+        self.epochs.drain(..old);
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -169,12 +235,10 @@ impl Offsets {
             committed,
             timestamp_ms: None,
         };
-        let leader_epoch = overlap.map_or(-1, |overlap| overlap.leader_epoch);
         let mut state = Partition {
             progress,
             witnessed: committed,
-            leader_epoch,
-            epoch_from: overlap.map_or(0, |overlap| overlap.offset),
+            epochs: overlap.iter().map(|overlap| (overlap.offset, overlap.leader_epoch)).collect(),
             overlap,
             ..Partition::default()
         };
@@ -201,13 +265,11 @@ impl Offsets {
         if state.held {
             return Intake::Unassigned;
         }
-        if let Some(overlap) = state.overlap.take()
-            && overlap.offset == offset
-            && leader_epoch >= 0
-            && leader_epoch != overlap.leader_epoch
+        if let Some(overlap) = state.overlap.take_if(|overlap| overlap.offset <= offset)
+            && let Some(parted) = overlap.found(offset, leader_epoch)
         {
             state.held = true;
-            return Intake::Diverged;
+            return parted;
         }
         if state.progress.consumed.is_some_and(|next| offset < next) {
             return Intake::Repeated;
@@ -217,31 +279,47 @@ impl Offsets {
         state.progress.consumed = Some(next);
         state.taken = Some(next);
         state.progress.timestamp_ms = timestamp_ms;
-        if state.leader_epoch != leader_epoch {
-            state.leader_epoch = leader_epoch;
-            state.epoch_from = offset;
+        if state.last_epoch() != leader_epoch {
+            state.epochs.push((offset, leader_epoch));
         }
         Intake::Take
     }
 
-    /// Consumption of `partition` begins anew at `start`, or where Kafka's oldest message is: what was taken before is of
-    /// another history, and what is appended next comes with the new start. Nothing is taken before
-    /// [`Offsets::begun`], and nothing that the ledger says counts before [`Offsets::ledger_rewound`].
+    /// Consumption of `partition` begins anew at `start`, because what was taken from there on is of another history, or
+    /// where Kafka's oldest message is, because all of it is; what is appended next comes with the new start. Nothing is
+    /// taken before [`Offsets::begun`], and nothing that the ledger says counts before [`Offsets::ledger_rewound`].
     pub fn restart(&mut self, partition: i32, start: Option<i64>) {
-        self.origins.remove(&partition);
+        if start.is_none() {
+            self.origins.remove(&partition);
+        }
         let Some(state) = self.partitions.get_mut(&partition) else { return };
+        let started_at = start.map(|start| state.progress.started_at.unwrap_or(start).min(start));
         *state = Partition {
             progress: PartitionProgress {
-                started_at: start,
+                started_at,
                 consumed: start,
                 ..PartitionProgress::default()
             },
             taken: start,
-            leader_epoch: -1,
             held: true,
             ledger_is_behind: true,
+            is_ahead_in_kafka: start.is_some(),
             ..Partition::default()
         };
+    }
+
+    /// Consumption of `partition` goes on at `next`, because Kafka has nothing before it any more: what was taken before
+    /// is of the same history. Nothing is taken before [`Offsets::begun`].
+    pub fn skip(&mut self, partition: i32, next: i64) {
+        if let Some(state) = self.partitions.get_mut(&partition) {
+            // Nobody knows whose messages are missing.
+            let gone = state.progress.consumed.unwrap_or(next).min(next.saturating_sub(1));
+            state.epochs.push((gone, -1));
+            state.progress.consumed = Some(next);
+            state.taken = Some(next);
+            state.overlap = None;
+            state.held = true;
+        }
     }
 
     /// Nothing is taken or committed of `partition` before it is restarted.
@@ -273,8 +351,21 @@ impl Offsets {
     pub fn compare_again(&mut self, partition: i32, low: i64) -> Option<i64> {
         let state = self.partitions.get_mut(&partition)?;
         let offset = state.progress.consumed?.checked_sub(1).filter(|offset| *offset >= low)?;
-        let leader_epoch = state.leader_epoch;
-        state.overlap = (leader_epoch >= 0).then_some(Overlap { offset, leader_epoch });
+        let leader_epoch = state.last_epoch();
+        let overlap = Overlap { offset, leader_epoch, is_end: false };
+        state.overlap = (leader_epoch >= 0).then_some(overlap);
+        state.overlap.map(|overlap| overlap.offset)
+    }
+
+    /// Where to begin again so that Kafka's last message, which lies before our next one, is compared with what was taken;
+    /// `None` when there is none or nothing to compare it with. `low` is Kafka's oldest offset, `high` the one after its
+    /// last.
+    pub fn compare_end(&mut self, partition: i32, low: i64, high: i64) -> Option<i64> {
+        let state = self.partitions.get_mut(&partition)?;
+        let offset = high.checked_sub(1).filter(|offset| *offset >= low)?;
+        let leader_epoch = state.last_epoch();
+        let overlap = Overlap { offset, leader_epoch, is_end: true };
+        state.overlap = (leader_epoch >= 0).then_some(overlap);
         state.overlap.map(|overlap| overlap.offset)
     }
 
@@ -288,8 +379,8 @@ impl Offsets {
     pub fn taken_epochs(&self) -> impl Iterator<Item = (i32, i32)> + '_ {
         self.partitions
             .iter()
-            .filter(|(_, state)| state.taken.is_some() && (state.leader_epoch >= 0 || state.held))
-            .map(|(partition, state)| (*partition, state.leader_epoch))
+            .filter(|(_, state)| state.taken.is_some() && (state.last_epoch() >= 0 || state.held))
+            .map(|(partition, state)| (*partition, state.last_epoch()))
     }
 
     /// Everything taken so far lies before `end` in the log.
@@ -329,7 +420,7 @@ impl Offsets {
                     next = next.min(state.delivered?);
                 }
                 let new = state.progress.committed.is_none_or(|committed| next > committed);
-                let leader_epoch = if next > state.epoch_from { state.leader_epoch } else { -1 };
+                let leader_epoch = state.epoch_before(next);
                 new.then_some(Committable { partition: *partition, next, leader_epoch })
             })
             .collect()
@@ -388,7 +479,23 @@ impl Offsets {
         {
             state.progress.committed =
                 Some(state.progress.committed.map_or(next, |old| old.max(next)));
+            state.forget_epochs_before(next);
+            state.has_gone_back |= std::mem::take(&mut state.is_ahead_in_kafka);
         }
+    }
+
+    /// Partitions that began anew and whose group offset has gone back, each once, with the next offset that is durable:
+    /// what was committed since is not beyond it. What the ledger says of them counts again after
+    /// [`Offsets::ledger_rewound`].
+    pub fn take_gone_back(&mut self) -> Vec<(i32, i64)> {
+        let gone_back = |(partition, state): (&i32, &mut Partition)| {
+            let durable =
+                state.progress.durable.filter(|_| std::mem::take(&mut state.has_gone_back))?;
+            state.ledger_is_behind = true;
+            state.witnessed = None;
+            Some((*partition, durable))
+        };
+        self.partitions.iter_mut().filter_map(gone_back).collect()
     }
 
     /// Position that must be durable before the offsets of `partition` are all committable, if any is not.

@@ -41,6 +41,7 @@ use crate::offset_note::{LogOffsets, OffsetCarry};
 use crate::offset_trail;
 use crate::offsets::PartitionProgress;
 use crate::orders::Orders;
+use crate::redelivery::Redelivery;
 use crate::sync::lock;
 use crate::writers::{Answer, Writers};
 
@@ -104,6 +105,8 @@ pub struct PipelineView {
     pub wal: Wal<DiskFs>,
     /// The first stage.
     pub ingest: Arc<IngestShared>,
+    /// What is delivered again when the store may have lost rows.
+    pub redelivery: Arc<Redelivery>,
     ledger: LedgerHandle,
     deliver: Mutex<DeliverSnapshot>,
     deliver_heartbeat_ms: AtomicU64,
@@ -228,6 +231,7 @@ impl Pipeline {
             group_id: pipeline.group_id.clone(),
             wal: wal.clone(),
             ingest: Arc::clone(&ingest_shared),
+            redelivery: Arc::default(),
             ledger: ledger_handle.clone(),
             deliver: Mutex::new(DeliverSnapshot {
                 writers: vec![WriterCounts::default(); pipeline.writers],
@@ -343,6 +347,7 @@ impl Pipeline {
             writers,
             answered,
             gathers: incoming,
+            beginning: 0,
             store: Arc::clone(&surroundings.store),
             runtime: surroundings.runtime.clone(),
             view: Arc::clone(&view),
@@ -504,13 +509,20 @@ fn read_log(
     mut log_reader: LogReader<DiskFs>,
     damage: &Damage,
     view: &PipelineView,
-    gathers: &Sender<Gathered>,
+    gathers: &Sender<Reading>,
     closing: &AtomicBool,
     give_up: &CancellationToken,
     started: Instant,
 ) -> anyhow::Result<()> {
     let mut held = false;
+    let mut beginning = 0_u64;
     while !give_up.is_cancelled() {
+        if view.redelivery.is_released() {
+            let records = log_reader.start_over(started.elapsed())?;
+            beginning = beginning.saturating_add(1);
+            tracing::info!(pipeline = view.name, records, "delivered again from the log");
+            view.redelivery.begun(records);
+        }
         // Read before pulling: what was appended before closing is durable by then.
         let hurry = closing.load(Ordering::Relaxed);
         let gathered = log_reader.pull(hurry, started.elapsed(), wall_ms())?;
@@ -539,7 +551,7 @@ fn read_log(
             held = log_reader.is_held();
             say_held(view, held);
         }
-        let Some(mut gathered) = gathered else {
+        let Some(gathered) = gathered else {
             if hurry {
                 return Ok(());
             }
@@ -554,13 +566,14 @@ fn read_log(
             view.wal.wait_durable(log_reader.next(), wait);
             continue;
         };
+        let mut reading = Reading { beginning, gathered: Box::new(gathered) };
         loop {
-            match gathers.send_timeout(gathered, Duration::from_millis(100)) {
+            match gathers.send_timeout(reading, Duration::from_millis(100)) {
                 Ok(()) => break,
                 Err(crossbeam_channel::SendTimeoutError::Timeout(back))
                     if !give_up.is_cancelled() =>
                 {
-                    gathered = back
+                    reading = back
                 }
                 Err(_) => return Ok(()),
             }
@@ -617,6 +630,12 @@ impl Damage {
     }
 }
 
+/// A gather, and how often the reader has begun anew before it.
+struct Reading {
+    beginning: u64,
+    gathered: Box<Gathered>,
+}
+
 /// The thread between the log and the writers.
 struct DeliverStage {
     delivery: Delivery<DiskFs>,
@@ -624,7 +643,9 @@ struct DeliverStage {
     delivered: Arc<Mutex<DeliveredOffsets>>,
     writers: Writers,
     answered: Receiver<Answer>,
-    gathers: Receiver<Gathered>,
+    gathers: Receiver<Reading>,
+    /// Gathers of an earlier beginning are taken for unread.
+    beginning: u64,
     store: Arc<dyn Store>,
     runtime: tokio::runtime::Handle,
     view: Arc<PipelineView>,
@@ -642,6 +663,11 @@ impl DeliverStage {
         let mut writer_counts = self.view.deliver().writers;
         while (more_to_come || !self.delivery.is_idle()) && !self.give_up.is_cancelled() {
             let now = self.started.elapsed();
+            if self.view.redelivery.is_wanted() {
+                self.delivery.start_over(now)?;
+                self.beginning = self.beginning.saturating_add(1);
+                self.view.redelivery.stopped();
+            }
             // A store that flushes works here; the next answers wait meanwhile, and so does the log.
             if self.delivery.take_flush() {
                 let flushed = self.runtime.block_on(self.store.flush());
@@ -706,8 +732,10 @@ impl DeliverStage {
                         self.answer(answer, &mut writer_counts)?;
                     }
                 }
-                Woken::Gather(gathered) => {
-                    self.delivery.gathered(*gathered, self.started.elapsed())?
+                Woken::Gather(Reading { beginning, gathered }) => {
+                    if beginning == self.beginning {
+                        self.delivery.gathered(*gathered, self.started.elapsed())?;
+                    }
                 }
                 Woken::ReaderDone => more_to_come = false,
                 Woken::Time => self.delivery.tick(self.started.elapsed())?,
@@ -732,7 +760,7 @@ impl DeliverStage {
         if room {
             crossbeam_channel::select! {
                 recv(self.answered) -> answer => answer.map_or(Woken::Time, Woken::Answer),
-                recv(self.gathers) -> gathered => gathered.map_or(Woken::ReaderDone, |gathered| Woken::Gather(Box::new(gathered))),
+                recv(self.gathers) -> gathered => gathered.map_or(Woken::ReaderDone, Woken::Gather),
                 default(wait) => Woken::Time,
             }
         } else {
@@ -805,7 +833,7 @@ impl DeliverStage {
 /// What ended a wait of the deliver thread.
 enum Woken {
     Answer(Answer),
-    Gather(Box<Gathered>),
+    Gather(Reading),
     ReaderDone,
     Time,
 }

@@ -19,7 +19,9 @@ use crate::definitions::{DefinitionThread, Definitions};
 use crate::http;
 use crate::inspect::{Inspect, LettersView, Phase};
 use crate::instance;
+use crate::kafka::letters::{LettersTopic, LettersTopicParts};
 use crate::pipeline::{self, Pipeline, PipelineEnd, PipelineView, Surroundings};
+use crate::redelivery::RedeliveryThread;
 use crate::store::{self, OpenStore};
 
 /// Ends a running service. Clones end the same one.
@@ -139,6 +141,13 @@ pub fn run(
         );
     }
     let views: Vec<_> = pipelines.iter().map(Pipeline::view).collect();
+    // What a flush has made durable cannot be lost by a node.
+    let redelivery = if store.needs_flush() {
+        None
+    } else {
+        let pipelines = views.iter().map(|view| Arc::clone(&view.redelivery)).collect();
+        Some(RedeliveryThread::spawn(config, &store, &definitions, pipelines, runtime.handle())?)
+    };
     let target =
         |view: &Arc<PipelineView>| RetryTarget { topic: view.topic.clone(), wal: view.wal.clone() };
     let clerk = Clerk::spawn(ClerkParts {
@@ -151,6 +160,20 @@ pub fn run(
         fatal: surroundings.fatal.clone(),
     })
     .context("start thread of the dead letters")?;
+    let letters_topic = match &config.dead_letters.topic {
+        None => None,
+        Some(topic) => Some(
+            LettersTopic::spawn(LettersTopicParts {
+                kafka: config.kafka.clone(),
+                topic: topic.clone(),
+                letters: dead_letters.clone(),
+                instance: surroundings.instance.clone(),
+                started,
+                fatal: surroundings.fatal.clone(),
+            })
+            .context("start sending dead letters")?,
+        ),
+    };
     let inspect = Arc::new(Inspect::new(
         started,
         surroundings.instance.clone(),
@@ -160,6 +183,7 @@ pub fn run(
         LettersView {
             letters: dead_letters.clone(),
             counts: clerk.counts(),
+            topic: letters_topic.as_ref().map(LettersTopic::state),
             config: config.dead_letters.clone(),
         },
         definitions,
@@ -192,6 +216,12 @@ pub fn run(
 
     inspect.enter(Phase::Draining);
     clerk.stop();
+    if let Some(letters_topic) = letters_topic {
+        letters_topic.stop();
+    }
+    if let Some(redelivery) = redelivery {
+        redelivery.stop();
+    }
     let places = Places { store: store.as_ref(), dead_letters: &dead_letters };
     let ended = shut_down(config, stop, (pipelines, definition_thread), &runtime, places, started)?;
     sampler.abort();

@@ -3,7 +3,9 @@
 use bincode::{Decode, Encode};
 
 /// A cluster's id and a topic's, as the brokers tell them; empty where they do not.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Encode, Decode, serde::Serialize)]
+#[derive(
+    Debug, Clone, Default, PartialEq, Eq, Encode, Decode, serde::Serialize, serde::Deserialize,
+)]
 pub struct TopicIdentity {
     /// Id of the cluster.
     pub cluster: String,
@@ -18,6 +20,21 @@ impl TopicIdentity {
     pub fn differs(&self, other: &Self) -> bool {
         let differ = |one: &str, other: &str| !one.is_empty() && !other.is_empty() && one != other;
         differ(&self.cluster, &other.cluster) || differ(&self.topic, &other.topic)
+    }
+
+    /// As the metadata of a committed offset: which topic the offset is about.
+    #[must_use]
+    pub fn encode(&self) -> String {
+        if self.is_unknown() {
+            return String::new();
+        }
+        serde_json::to_string(self).unwrap_or_default()
+    }
+
+    /// Reads metadata; anything else than an identity says nothing.
+    #[must_use]
+    pub fn of_metadata(metadata: &str) -> Self {
+        serde_json::from_str(metadata).unwrap_or_default()
     }
 
     /// True when neither id is known.
@@ -42,5 +59,16 @@ mod tests {
         assert!(of("c", "t").differs(&of("d", "t")));
         assert!(!of("c", "t").differs(&of("c", "")));
         assert!(!of("", "").differs(&of("c", "t")));
+    }
+
+    #[test]
+    fn metadata_says_which_topic_an_offset_is_about_or_nothing() {
+        let topic = TopicIdentity { cluster: "c".to_owned(), topic: "t".to_owned() };
+        assert_eq!(topic.encode(), r#"{"cluster":"c","topic":"t"}"#);
+        assert_eq!(TopicIdentity::of_metadata(&topic.encode()), topic);
+        assert_eq!(TopicIdentity::default().encode(), "");
+        for nothing in ["", "note", "{}"] {
+            assert!(TopicIdentity::of_metadata(nothing).is_unknown());
+        }
     }
 }

@@ -8,14 +8,19 @@
     reason = "a test fails by panicking"
 )]
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Output;
 use std::time::{Duration, Instant};
 
 use harness::process::ProcessBuilder;
-use harness::{Process, http};
+use harness::{Kafka, Process, http};
 use monasca_persister::dead_letters::{DeadLetter, DeadLetters};
 use monasca_persister::envelope::{Envelope, TimestampType};
+use rdkafka::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::message::{Headers as _, Message as _, OwnedMessage};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use serde_json::{Value, json};
 use wal::{DiskFs, NoCarry, Wal, WalConfig};
 
@@ -116,15 +121,21 @@ struct Persister {
 
 impl Persister {
     fn start(dir: &Path, message_bytes_max: &str) -> Self {
+        Self::start_with(dir, &[("METRICS__MESSAGE_BYTES_MAX", message_bytes_max)])
+    }
+
+    fn start_with(dir: &Path, settings: &[(&str, &str)]) -> Self {
         let port = harness::free_port().unwrap();
         let url = format!("http://127.0.0.1:{port}");
         let mut builder = ProcessBuilder::new(PROGRAM, dir.join("persister.log"))
             .args(["run"])
             .env("MONASCA_PERSISTER__HTTP__BIND", format!("127.0.0.1:{port}"))
-            .env("MONASCA_PERSISTER__METRICS__MESSAGE_BYTES_MAX", message_bytes_max)
             .env("MONASCA_PERSISTER__METRICS__FRESHNESS", "10ms");
         for (key, value) in environment(dir) {
             builder = builder.env(key, value);
+        }
+        for (key, value) in settings {
+            builder = builder.env(format!("MONASCA_PERSISTER__{key}"), *value);
         }
         let process = builder.start().unwrap();
         assert!(
@@ -264,4 +275,91 @@ fn what_was_too_long_is_stored_when_it_is_allowed_and_what_fails_again_is_a_lett
     let counted = counted.map(|name| persister.metric(name).to_string());
     assert_eq!(counted, ["0", "1", "1"]);
     persister.stop();
+}
+
+/// What is said in a header of a letter in its topic.
+fn header(message: &OwnedMessage, name: &str) -> String {
+    let headers = message.headers().unwrap();
+    let found = headers.iter().find(|header| header.key == format!("dead-letter.{name}"));
+    String::from_utf8(found.unwrap().value.unwrap().to_vec()).unwrap()
+}
+
+/// Letters in a topic by partition and offset of their messages, once there are so many of them.
+fn consume(kafka: &Kafka, topic: &str, letters: usize) -> BTreeMap<(String, String), OwnedMessage> {
+    let consumer: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", kafka.bootstrap())
+        .set("group.id", "reader")
+        .set("auto.offset.reset", "earliest")
+        .create()
+        .unwrap();
+    consumer.subscribe(&[topic]).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let mut found = BTreeMap::new();
+    while found.len() < letters && Instant::now() < deadline {
+        if let Some(Ok(message)) = consumer.poll(Duration::from_millis(200)) {
+            let message = message.detach();
+            found.insert((header(&message, "partition"), header(&message, "offset")), message);
+        }
+    }
+    found
+}
+
+#[test]
+fn letters_leave_the_log_only_when_their_topic_has_them() {
+    const WAITING: usize = 1500;
+    let mut kafka = Kafka::start().unwrap();
+    kafka.create_topic("metrics", 1).unwrap();
+    kafka.create_topic("dead", 1).unwrap();
+    let bootstrap = kafka.bootstrap();
+    let producer: BaseProducer =
+        ClientConfig::new().set("bootstrap.servers", &bootstrap).create().unwrap();
+    producer.send(BaseRecord::to("metrics").key(b"first").payload(&GARBAGE[..])).unwrap();
+    producer.flush(Duration::from_secs(30)).unwrap();
+    // Some that lie there already, while no broker answers.
+    let waiting: Vec<_> = (0..i64::try_from(WAITING).unwrap())
+        .map(|offset| letter(offset, "MESSAGE_TOO_LARGE", &vec![b'x'; 4096]))
+        .collect();
+    let dir = data_dir(&waiting);
+    let dir = dir.path();
+    kafka.kill();
+    let settings =
+        [("KAFKA__BOOTSTRAP_SERVERS", bootstrap.as_str()), ("DEAD_LETTERS__TOPIC", "dead")];
+    let persister = Persister::start_with(dir, &settings);
+    persister.wait("told", |one| {
+        let status = one.json("/api/v1/status");
+        let reasons = status["reasons"].as_array().unwrap();
+        reasons.iter().any(|reason| reason["code"] == "DEAD_LETTERS_TOPIC")
+    });
+    assert_eq!(listed(dir, &[]).len(), WAITING);
+    let forwarded = |one: &Persister| {
+        usize::try_from(
+            one.json("/api/v1/backlog")["dead_letter_log"]["forwarded"].as_u64().unwrap(),
+        )
+        .unwrap()
+    };
+    kafka.restart().unwrap();
+    persister.wait("begun", |one| forwarded(one) > 0);
+    kafka.kill();
+    kafka.restart().unwrap();
+    persister.wait("sent", |one| {
+        one.json("/api/v1/backlog")["dead_letters"] == 0 && forwarded(one) > WAITING
+    });
+    assert_eq!(listed(dir, &[]), [0_i64; 0]);
+    assert_eq!(
+        persister.metric("dead_letters_forwarded_total").to_string(),
+        (WAITING + 1).to_string()
+    );
+    persister.stop();
+
+    let sent = consume(&kafka, "dead", WAITING + 1);
+    assert_eq!(sent.len(), WAITING + 1);
+    let told = |message: &OwnedMessage| {
+        ["topic", "element", "code", "instance"].map(|name| header(message, name))
+    };
+    let first = &sent[&("0".to_owned(), "0".to_owned())];
+    assert_eq!((first.key(), first.payload()), (Some(&b"first"[..]), Some(&GARBAGE[..])));
+    assert_eq!(told(first), ["metrics", "0", "NOT_UTF8", "one"]);
+    let last = &sent[&("3".to_owned(), (WAITING - 1).to_string())];
+    assert_eq!((last.key(), last.payload().map(<[u8]>::len)), (Some(&b"key"[..]), Some(4096)));
+    assert_eq!(told(last), ["metrics", "0", "MESSAGE_TOO_LARGE", "one"]);
 }

@@ -160,6 +160,23 @@ impl Config {
                 format!("must be at least {}", humantime::format_duration(LETTER_AGE_LEAST)),
             );
         }
+        if let Some(topic) = &letters.topic {
+            let is_consumed = self.pipelines().any(|spec| spec.pipeline.topic == *topic);
+            // They have the same rules for both names.
+            if !crate::instance::is_member_name(topic) {
+                wrong(
+                    "dead_letters.topic",
+                    format!("`{topic}` is no topic's name: up to 249 of A-Z a-z 0-9 . _ -"),
+                );
+            } else if is_consumed {
+                wrong(
+                    "dead_letters.topic",
+                    format!(
+                        "`{topic}` is consumed by a pipeline: each letter would come back as one"
+                    ),
+                );
+            }
+        }
         if !self.http.bind.ip().is_loopback() {
             wrong(
                 "http.bind",
@@ -316,6 +333,19 @@ mod tests {
             assert_eq!(config.problems()[0].key, "kafka.session_timeout", "{seconds}");
         }
         config.kafka.session_timeout = Duration::from_secs(1800);
+        assert_eq!(config.problems(), []);
+    }
+
+    #[test]
+    fn dead_letters_are_not_sent_to_where_they_come_from() {
+        let mut config = Config::default();
+        config.dead_letters.topic = Some(config.metrics.topic.clone());
+        assert_eq!(config.problems()[0].key, "dead_letters.topic");
+        for name in ["", "..", "dead letters"] {
+            config.dead_letters.topic = Some(name.to_owned());
+            assert_eq!(config.problems()[0].key, "dead_letters.topic", "{name}");
+        }
+        config.dead_letters.topic = Some("dead-letters".to_owned());
         assert_eq!(config.problems(), []);
     }
 

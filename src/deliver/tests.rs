@@ -345,3 +345,50 @@ fn definitions_that_fail_again_are_tried_in_halves_and_what_waits_for_them_follo
     }
     assert!(writes(&done(&mut machine, 4, Ok(()), now)).contains(&2));
 }
+
+#[test]
+fn what_is_under_way_when_the_store_may_have_lost_rows_is_neither_acknowledged_nor_remembered() {
+    let definition = UnitPlan { is_definition: true, ..plan(1, &[]) };
+    let follower = UnitPlan { after: Some((UnitId(1), 0)), ..plan(2, &[0]) };
+    let units = vec![definition, follower, plan(3, &[1]), plan(4, &[2])];
+    let (mut machine, _) = with(DeliverConfig::default(), 3, units);
+    // Confirmed, and perhaps lost, before it could be acknowledged.
+    done(&mut machine, 3, Ok(()), SECOND);
+    let mut effects = Vec::new();
+    machine.on(Event::StartOver, SECOND, &mut effects);
+    effects.sort_by_key(|effect| match effect {
+        Effect::Forget { unit, written: false } => unit.0,
+        other => panic!("{other:?}"),
+    });
+    assert_eq!(effects.len(), 3);
+    assert!(machine.is_idle());
+    assert_eq!((machine.in_flight(), machine.outstanding_rows()), (2, 0));
+    for (unit, outcome) in [(1, Ok(())), (4, Err(error(Verdict::Retry))), (4, Ok(()))] {
+        assert_eq!(done(&mut machine, unit, outcome, 5 * SECOND), []);
+    }
+    assert_eq!(machine.in_flight(), 0);
+
+    let again = Event::Gathered {
+        gather: GatherId(2),
+        start: Position::new(100),
+        outstanding: vec![1; 3],
+        units: vec![plan(5, &[0, 1, 2])],
+    };
+    let mut effects = Vec::new();
+    machine.on(again, 6 * SECOND, &mut effects);
+    assert_eq!(effects, [Effect::Write(UnitId(5))]);
+    assert!(done(&mut machine, 5, Ok(()), 6 * SECOND).contains(&ack(100, 103)));
+}
+
+#[test]
+fn a_probe_that_is_under_way_when_all_is_forgotten_still_closes_the_breaker() {
+    let (mut machine, _) = with(DeliverConfig::default(), 1, vec![plan(1, &[0])]);
+    done(&mut machine, 1, Err(error(Verdict::Wait)), SECOND);
+    let mut effects = Vec::new();
+    machine.on(Event::Tick, 60 * SECOND, &mut effects);
+    assert_eq!(effects, [Effect::Write(UnitId(1))]);
+    assert_eq!(machine.breaker(), BreakerState::HalfOpen);
+    machine.on(Event::StartOver, 60 * SECOND, &mut effects);
+    let effects = done(&mut machine, 1, Ok(()), 61 * SECOND);
+    assert_eq!(effects, [Effect::Breaker(BreakerState::Closed)]);
+}

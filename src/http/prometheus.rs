@@ -211,6 +211,12 @@ impl Snapshot {
         )?;
         counter(
             encoder,
+            "dead_letters_forwarded",
+            "Dead letters that the brokers acknowledged for their topic, repetitions included",
+            vec![(NO_LABELS, log.forwarded)],
+        )?;
+        counter(
+            encoder,
             "dead_letters_retried",
             "Dead letters tried again by order, repetitions included",
             vec![(NO_LABELS, log.retried)],
@@ -445,7 +451,7 @@ impl Snapshot {
 
     fn encode_delivery(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), Error> {
         type Value = fn(&crate::inspect::PipelineStatus) -> u64;
-        let values: [(&str, &str, Value); 9] = [
+        let values: [(&str, &str, Value); 11] = [
             ("rows_written", "Rows that the store has confirmed", |status| {
                 status.delivered.rows_written
             }),
@@ -468,6 +474,16 @@ impl Snapshot {
             ("timestamps_replaced", "Messages whose Kafka timestamp could not be used", |status| {
                 status.gathered.time_replaced
             }),
+            (
+                "redeliveries",
+                "Times that the last hold-back was delivered again, because nodes of the store restarted or were away",
+                |status| status.redelivered.times,
+            ),
+            (
+                "redelivered_records",
+                "Records of the log that were delivered again for that reason",
+                |status| status.redelivered.records,
+            ),
             ("values_shortened", "Rows stored without a part that was too long", |status| {
                 status.gathered.shortened
             }),

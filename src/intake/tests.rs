@@ -7,7 +7,7 @@ use super::*;
 use crate::ingest::{CommitAfter, Start};
 use crate::kafka_gap::{GapKind, GapPolicies, GapPolicy, KafkaGap};
 use crate::offset_note::OffsetCarry;
-use crate::offsets::GroupOffset;
+use crate::offsets::{GroupOffset, ToldOffset};
 
 fn records(reader: &mut Reader<SimDisk>) -> Vec<Vec<u8>> {
     let mut chunk = Chunk::default();
@@ -37,7 +37,7 @@ fn opened(disk: &SimDisk, gaps: GapPolicies) -> Intake<SimDisk> {
 }
 
 fn assigned(intake: &mut Intake<SimDisk>, committed: Option<i64>) -> Vec<Effect> {
-    assigned_at(intake, committed.map(|next| GroupOffset { next, leader_epoch: -1 }))
+    assigned_at(intake, committed.map(GroupOffset::unknown))
 }
 
 fn assigned_at(intake: &mut Intake<SimDisk>, committed: Option<GroupOffset>) -> Vec<Effect> {
@@ -116,6 +116,13 @@ fn a_truncated_partition_is_consumed_from_its_new_end_and_its_offsets_may_go_bac
     let mut effects = Vec::new();
     let bounds = Event::Bounds { partition: 0, low: 0, high: 7, at_ms: 1 };
     intake.part(bounds, Duration::ZERO, &mut effects).unwrap();
+    // Kafka's last message is looked at first: it is one that was taken.
+    assert_eq!(effects, [begin(6)]);
+    intake.on(Event::Begun { partition: 0 }, Duration::ZERO, &mut effects);
+    take(&mut intake, 6..7, 0);
+    assert_eq!(intake.take_diverged(), [Divergence { partition: 0, from: Some(7) }]);
+    let lost = Event::Diverged { partition: 0, from: 7, at_ms: 1 };
+    intake.part(lost, Duration::ZERO, &mut effects).unwrap();
     assert!(effects.contains(&begin(7)), "{effects:?}");
     intake.on(Event::Begun { partition: 0 }, Duration::ZERO, &mut effects);
     // An answer to a commit from before says nothing about now.
@@ -124,6 +131,35 @@ fn a_truncated_partition_is_consumed_from_its_new_end_and_its_offsets_may_go_bac
     assert_eq!(committable(&intake), [9]);
     let taken = records(&mut intake.wal.reader(Position::ZERO));
     assert_eq!(taken.len(), 12);
+}
+
+#[test]
+fn what_was_written_since_a_partition_lost_its_end_is_not_skipped_though_it_is_shorter_than_ours() {
+    // Its last message is of a later leader, or the message that was asked for is not there.
+    for (first, leader_epoch) in [(6, 1), (7, 1), (7, 0)] {
+        let mut intake = opened(&SimDisk::new(1), GapPolicies::default());
+        assigned(&mut intake, Some(0));
+        take(&mut intake, 0..10, 0);
+        let mut effects = Vec::new();
+        let bounds = Event::Bounds { partition: 0, low: 2, high: 7, at_ms: 1 };
+        intake.part(bounds, Duration::ZERO, &mut effects).unwrap();
+        assert_eq!(effects, [begin(6)]);
+        intake.on(Event::Begun { partition: 0 }, Duration::ZERO, &mut effects);
+        take(&mut intake, first..9, leader_epoch);
+        assert_eq!(intake.take_diverged(), [Divergence { partition: 0, from: None }]);
+        assert_eq!(records(&mut intake.wal.reader(Position::ZERO)).len(), 10, "nothing was taken");
+    }
+    // Nothing is known of the leader that its last message came from.
+    let mut intake = opened(&SimDisk::new(1), GapPolicies::default());
+    assigned(&mut intake, Some(10));
+    let mut effects = Vec::new();
+    let bounds = Event::Bounds { partition: 0, low: 2, high: 7, at_ms: 1 };
+    intake.part(bounds, Duration::ZERO, &mut effects).unwrap();
+    assert!(effects.contains(&begin(2)), "{effects:?}");
+    assert_eq!(
+        log(&intake).gaps[0],
+        KafkaGap { kind: GapKind::Truncated, partition: 0, from: 2, to: 10, at_ms: 1 }
+    );
 }
 
 #[test]
@@ -142,10 +178,10 @@ fn a_history_that_was_replaced_behind_our_back_is_noticed_by_its_leader_epoch() 
     let mut intake = opened(&disk, GapPolicies::default());
     assert_eq!(assigned(&mut intake, Some(12)), [begin(11)]);
     take(&mut intake, 11..20, 4);
-    assert_eq!(intake.take_diverged(), [0]);
+    assert_eq!(intake.take_diverged(), [Divergence { partition: 0, from: None }]);
     assert!(committable(&intake).is_empty(), "nothing of the other history was taken");
     let mut effects = Vec::new();
-    let diverged = Event::Diverged { partition: 0, low: 2, at_ms: 1 };
+    let diverged = Event::Diverged { partition: 0, from: 2, at_ms: 1 };
     intake.part(diverged, Duration::ZERO, &mut effects).unwrap();
     assert!(effects.contains(&begin(2)), "{effects:?}");
     drop(intake);
@@ -162,7 +198,7 @@ fn an_offset_that_somebody_else_committed_of_a_replaced_history_is_noticed_by_it
     take(&mut first, 6..10, 4);
     let committed = first.committable_of(&[0])[0];
     assert_eq!((committed.next(), committed.leader_epoch()), (10, 4));
-    let committed = Some(GroupOffset { next: 10, leader_epoch: 4 });
+    let committed = Some(GroupOffset { leader_epoch: 4, ..GroupOffset::unknown(10) });
 
     let mut second = opened(&SimDisk::new(2), GapPolicies::default());
     assert_eq!(assigned_at(&mut second, committed), [begin(9)]);
@@ -173,10 +209,10 @@ fn an_offset_that_somebody_else_committed_of_a_replaced_history_is_noticed_by_it
     let mut third = opened(&SimDisk::new(3), GapPolicies::default());
     assert_eq!(assigned_at(&mut third, committed), [begin(9)]);
     take(&mut third, 9..20, 5);
-    assert_eq!(third.take_diverged(), [0]);
+    assert_eq!(third.take_diverged(), [Divergence { partition: 0, from: None }]);
     assert!(committable(&third).is_empty(), "nothing of the other history was taken");
     let mut effects = Vec::new();
-    let diverged = Event::Diverged { partition: 0, low: 2, at_ms: 1 };
+    let diverged = Event::Diverged { partition: 0, from: 2, at_ms: 1 };
     third.part(diverged, Duration::ZERO, &mut effects).unwrap();
     assert!(effects.contains(&begin(2)), "{effects:?}");
 }
@@ -299,4 +335,19 @@ fn a_message_longer_than_a_record_is_taken_cut_and_its_partition_goes_on() {
     let cut: Vec<Option<u64>> = records.iter().map(|record| Envelope::cut_from(record)).collect();
     assert_eq!(cut, [None, Some(50_000), None]);
     assert_eq!(Envelope::decode(&records[1]).unwrap().payload, Some(&payloads[1][..4096]));
+}
+
+#[test]
+fn an_offset_that_was_committed_for_another_topic_of_the_name_is_not_believed() {
+    let topic = |id: &str| TopicIdentity { cluster: "c".to_owned(), topic: id.to_owned() };
+    let told = |id: &str| ToldOffset { next: 7, leader_epoch: 2, topic: topic(id) };
+    let offset = |is_of_our_topic| Some(GroupOffset { next: 7, leader_epoch: 2, is_of_our_topic });
+    // The log of a new disk: nothing in it tells the two topics apart.
+    let mut intake = opened(&SimDisk::new(1), GapPolicies::default());
+    intake.topic_is(topic("u"), 1, Duration::ZERO, &mut Vec::new()).unwrap();
+    assert_eq!(intake.topic(), topic("u"));
+    assert_eq!(intake.believed(told("u")), offset(true));
+    assert_eq!(intake.believed(told("t")), None);
+    // One whose committer did not know the topic is believed, as one of an older release.
+    assert_eq!(intake.believed(told("")), offset(false));
 }

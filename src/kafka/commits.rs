@@ -19,11 +19,19 @@ impl Context {
     /// The offsets as the client library takes them. The log has proved them durable; nothing else has this type.
     pub(super) fn offsets(&self, offsets: &[Committable]) -> TopicPartitionList {
         let mut list = TopicPartitionList::with_capacity(offsets.len());
+        // Whoever reads it must know which topic it is about: names are given again.
+        let metadata = lock(&self.intake).topic().encode();
         for offset in offsets {
             let next = Offset::Offset(offset.next());
             let partition = offset.partition();
-            if let Err(error) = list.add_partition_offset(&self.topic, partition, next) {
-                tracing::error!(code = "KAFKA_COMMIT", partition, %error, "set offset");
+            match list.add_partition_offset(&self.topic, partition, next) {
+                Ok(()) => {
+                    let element = list.find_partition(&self.topic, partition);
+                    element.into_iter().for_each(|mut element| element.set_metadata(&metadata));
+                }
+                Err(error) => {
+                    tracing::error!(code = "KAFKA_COMMIT", partition, %error, "set offset");
+                }
             }
             identity::set_leader_epoch(&mut list, &self.topic, partition, offset.leader_epoch());
         }

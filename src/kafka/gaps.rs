@@ -11,7 +11,6 @@ use crate::clock::wall_ms;
 use crate::ingest::{Effect, Event, Start};
 use crate::intake::IntakeError;
 use crate::kafka_gap::KafkaGap;
-use crate::offsets::PartitionProgress;
 
 /// What follows a gap, for people.
 pub(super) const GOES_ON: &str = "consumption goes on with what Kafka has";
@@ -80,13 +79,15 @@ impl Ingestion {
         effects: &mut Vec<Effect>,
     ) -> Result<(), IntakeError> {
         let diverged = lock(&context.intake).take_diverged();
-        for partition in diverged {
-            match self.bounds(context, partition) {
-                Some((low, _)) => {
-                    let event = Event::Diverged { partition, low, at_ms: wall_ms() };
+        for divergence in diverged {
+            let partition = divergence.partition;
+            let oldest = || self.bounds(context, partition).map(|(low, _)| low);
+            match divergence.from.or_else(oldest) {
+                Some(from) => {
+                    let event = Event::Diverged { partition, from, at_ms: wall_ms() };
                     lock(&context.intake).part(event, context.now(), effects)?;
                 }
-                None => lock(&context.intake).diverged(partition),
+                None => lock(&context.intake).diverged(divergence),
             }
         }
         let due = *lock(&context.refused);
@@ -95,27 +96,20 @@ impl Ingestion {
         }
         // One that was created again may look as if it was truncated.
         let topic = context.topic_identity(&self.consumer, identity::TOPIC_WAIT);
-        let assigned: Vec<(i32, Option<i64>)> = {
+        let assigned: Vec<i32> = {
             let mut intake = lock(&context.intake);
             intake.topic_is(topic, wall_ms(), context.now(), effects)?;
-            let consumed =
-                |(partition, progress): (i32, PartitionProgress)| (partition, progress.consumed);
-            intake.machine().progress().map(consumed).collect()
+            intake.machine().progress().map(|(partition, _)| partition).collect()
         };
         let mut is_over = true;
-        for (partition, consumed) in assigned {
-            match (self.bounds(context, partition), consumed) {
-                (Some((low, high)), Some(_)) => {
-                    let event = Event::Bounds { partition, low, high, at_ms: wall_ms() };
-                    lock(&context.intake).part(event, context.now(), effects)?;
-                }
-                (Some(_), None) => {
-                    let beginning = lock(&context.beginnings).get(&partition).copied();
-                    let start = beginning.unwrap_or(Start::Beginning);
-                    effects.push(Effect::Begin { partition, start });
-                }
-                (None, _) => is_over = false,
-            }
+        for partition in assigned {
+            let Some(bounds) = self.bounds(context, partition) else {
+                is_over = false;
+                continue;
+            };
+            let beginning = lock(&context.beginnings).get(&partition).copied();
+            let at = (wall_ms(), context.now());
+            lock(&context.intake).compare(partition, bounds, beginning, at, effects)?;
         }
         *lock(&context.refused) = (!is_over).then(|| context.now() + REFUSED_INTERVAL);
         Ok(())

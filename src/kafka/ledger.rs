@@ -86,6 +86,7 @@ enum Request {
     Testify(Vec<Testimony>),
     Settle(Vec<Testimony>, Sender<Vec<LedgerNews>>),
     Rewind { partition: i32, next: Option<i64>, end: Position },
+    GoneBack { partition: i32, next: i64 },
 }
 
 /// What others may know.
@@ -166,6 +167,11 @@ impl LedgerHandle {
     /// `end` in the log was taken before.
     pub fn rewind(&self, partition: i32, next: Option<i64>, end: Position) {
         drop(self.requests.send(Request::Rewind { partition, next, end }));
+    }
+
+    /// Tells it that the group's offset of a partition has gone back to where consumption began anew.
+    pub(crate) fn gone_back(&self, partition: i32, next: i64) {
+        drop(self.requests.send(Request::GoneBack { partition, next }));
     }
 
     /// What it has said since the last call.
@@ -485,6 +491,10 @@ impl Driver {
         match request {
             Request::Rewind { partition, next, end } => {
                 self.at.keeper.rewind(partition, next, end);
+                lock(&self.handle.news).push(LedgerNews::Rewound { partition });
+            }
+            Request::GoneBack { partition, next } => {
+                self.at.keeper.gone_back(partition, next);
                 lock(&self.handle.news).push(LedgerNews::Rewound { partition });
             }
             Request::Testify(testimony) => {

@@ -15,7 +15,7 @@ use super::{Context, KafkaConsumer, event_of, identity, lock};
 use crate::clock::wall_ms;
 use crate::ingest::{Effect, Event, Start};
 use crate::intake::IntakeError;
-use crate::offsets::{Committable, GroupOffset};
+use crate::offsets::{Committable, ToldOffset};
 use crate::topic_identity::TopicIdentity;
 
 /// How often the committed offsets are asked for in the time of one rebalance.
@@ -43,14 +43,9 @@ impl Context {
             }
             for element in partitions.elements() {
                 let partition = element.partition();
-                let committed = match committed.get(&partition) {
-                    Some(committed) => *committed,
-                    // What the log knows was committed, or could have been: nothing lower is.
-                    None => intake
-                        .machine()
-                        .log_next(partition)
-                        .map(|next| GroupOffset { next, leader_epoch: -1 }),
-                };
+                // Where it is not known, the log's own decides, and is committed again: that repeats messages at worst.
+                let told = committed.get(&partition).cloned().flatten();
+                let committed = told.and_then(|told| intake.believed(told));
                 let event = Event::Assigned { partition, committed };
                 intake.on(event, self.now(), &mut effects);
             }
@@ -86,6 +81,7 @@ impl Context {
                 Effect::Pause(partitions) => pause.extend(partitions),
                 Effect::Hold(gap) => hold.push(gap),
                 Effect::Rewind { partition, next } => self.rewind(partition, next),
+                Effect::GoneBack { partition, next } => self.ledger.gone_back(partition, next),
                 Effect::Note(gap) => self.say_gap(&gap, GOES_ON),
                 Effect::AwaitDurable(_)
                 | Effect::Testify(_)
@@ -170,7 +166,7 @@ impl Context {
         consumer: &KafkaConsumer,
         partitions: &TopicPartitionList,
         deadline: Deadline,
-    ) -> BTreeMap<i32, Option<GroupOffset>> {
+    ) -> BTreeMap<i32, Option<ToldOffset>> {
         let mut known = BTreeMap::new();
         if partitions.count() == 0 {
             return known;
@@ -183,12 +179,14 @@ impl Context {
                         match (element.error(), element.offset()) {
                             (Ok(()), Offset::Offset(next)) => {
                                 let partition = element.partition();
+                                let topic = TopicIdentity::of_metadata(element.metadata());
                                 let leader_epoch = identity::committed_leader_epoch(
                                     &committed,
                                     &self.topic,
                                     partition,
                                 );
-                                known.insert(partition, Some(GroupOffset { next, leader_epoch }));
+                                let told = ToldOffset { next, leader_epoch, topic };
+                                known.insert(partition, Some(told));
                             }
                             (Ok(()), _) => {
                                 known.insert(element.partition(), None);

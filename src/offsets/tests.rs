@@ -97,7 +97,7 @@ fn what_becomes_durable_after_a_partition_is_gone_is_not_committed() {
 }
 
 #[test]
-fn an_offset_is_committed_with_the_leader_epoch_of_the_message_before_it_or_with_none() {
+fn an_offset_is_committed_with_the_leader_epoch_of_the_message_before_it() {
     let (wal, mut offsets) = (log(), Offsets::default());
     offsets.need_delivery(true);
     offsets.assign(0, Some(0), None, Position::ZERO, None);
@@ -108,12 +108,12 @@ fn an_offset_is_committed_with_the_leader_epoch_of_the_message_before_it_or_with
     let (end, proof) = append(&wal);
     offsets.appended(end);
     offsets.durable(proof);
-    // Of what a leader before the last one gave nobody remembers which it was.
-    for (delivered, leader_epoch) in [(5, -1), (6, 4), (10, 4)] {
+    for (delivered, leader_epoch) in [(1, 3), (5, 3), (6, 4), (10, 4)] {
         offsets.delivered(0, delivered);
         let committable = offsets.committable(|_| true);
         let offset = Committable { partition: 0, next: delivered, leader_epoch };
         assert_eq!(committable, [offset]);
+        offsets.committed(0, delivered);
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod definitions;
 mod errors;
+mod lives;
 mod replicas;
 pub mod schema;
 mod session;

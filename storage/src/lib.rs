@@ -8,18 +8,22 @@
 //!   sends all of them again. A time-out is never success.
 //! - When [`Store::flush`] returns `Ok`, every write that returned `Ok` before it began survives a crash of this
 //!   machine (embedded stores) or is acknowledged by as many replicas as configured (Cassandra).
+//! - A replica may acknowledge before it is safe there, and lose that in a crash: [`Store::lives`] shows that it crashed.
 
 pub mod cassandra;
 pub mod definitions;
 pub mod error;
+pub mod lives;
 pub mod metric_id;
 pub mod read;
 pub mod rows;
 pub mod sled_store;
 
+use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 
 pub use error::{StoreError, Verdict};
+pub use lives::NodeLife;
 pub use metric_id::{IdScheme, MetricId};
 pub use read::{
     MeasurementQuery, Read, SeriesFilter, StoredMeasurement, StoredSeries, StoredTransition,
@@ -65,6 +69,12 @@ pub trait Store: Send + Sync + 'static {
     /// # Errors
     /// It cannot be asked now, or its tables are not all there.
     fn identity(&self) -> BoxFuture<'_, Result<String, StoreError>>;
+
+    /// Which life each node of the store is in, of those that answer: for who keeps what a node that starts anew may have
+    /// lost, although it was confirmed. Always empty where nothing confirmed can be lost, as in an embedded store.
+    fn lives(&self) -> BoxFuture<'_, Vec<NodeLife>> {
+        async { Vec::new() }.boxed()
+    }
 
     /// Flushes and closes; later calls fail with [`Verdict::Retry`].
     ///

@@ -19,6 +19,7 @@ mod clock;
 mod gaps;
 mod ledger;
 mod load;
+mod lost_tail;
 mod members;
 mod memory;
 mod network;

@@ -5,7 +5,8 @@
 //! one. An offset is taken from a member of the present generation only. As a real coordinator it does not ask whose
 //! the partition is; two oracles do:
 //! - G1: nobody commits an offset of a partition that was given to another member.
-//! - G2: a committed offset never goes back, unless Kafka did not tell it when the partition was given out.
+//! - G2: a committed offset never goes back, unless Kafka did not tell it when the partition was given out,
+//!   the topic is another one, its partition has lost its end, or the member has gone on with it only now.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -59,7 +60,16 @@ pub struct Group {
     homes: BTreeMap<i32, usize>,
     /// Partitions that their owner has given back since the last rebalance.
     given_back: BTreeSet<i32>,
-    committed: BTreeMap<i32, i64>,
+    committed: BTreeMap<i32, Offset>,
+}
+
+/// A committed offset, and its metadata: the topic that whoever committed it consumed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Offset {
+    pub next: i64,
+    /// Epoch of the leader that the message before it came from.
+    pub leader_epoch: i32,
+    pub topic: String,
 }
 
 impl Group {
@@ -80,7 +90,7 @@ impl Group {
         self.generation
     }
 
-    pub fn committed(&self) -> &BTreeMap<i32, i64> {
+    pub fn committed(&self) -> &BTreeMap<i32, Offset> {
         &self.committed
     }
 
@@ -200,6 +210,11 @@ impl Group {
         Some(moves)
     }
 
+    /// The topic was deleted, and with it what was committed.
+    pub fn forget_committed(&mut self) {
+        self.committed.clear();
+    }
+
     /// Kafka does not tell the member what is committed.
     pub fn withhold(&mut self, member: MemberId, partition: i32) {
         if let Some(member) = self.members.get_mut(&member) {
@@ -212,14 +227,15 @@ impl Group {
         if self.is_member(member) && generation == self.generation { Ok(()) } else { Err(Refused) }
     }
 
-    /// A commit that it admits.
-    pub fn commit(&mut self, member: MemberId, partition: i32, next: i64) {
+    /// A commit that it admits. What was committed `before` of the same history may not be taken back.
+    pub fn commit(&mut self, member: MemberId, partition: i32, offset: Offset, before: i64) {
+        let next = offset.next;
         let owner = self.owners.get(&partition).copied();
         assert!(
             owner == Some(member),
             "G1: {member:?} commits {next} of partition {partition}, which was given to {owner:?}"
         );
-        let before = self.committed.insert(partition, next).unwrap_or(0);
+        self.committed.insert(partition, offset);
         let untold =
             self.members.get(&member).is_some_and(|member| member.untold.contains(&partition));
         assert!(

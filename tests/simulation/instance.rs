@@ -2,10 +2,13 @@
 
 use std::collections::BTreeSet;
 
+use monasca_persister::offset_ranges::OffsetRange;
 use wal::Fs as _;
 use wal::sim::{CrashLevel, SimDisk};
 
 use crate::dice::Dice;
+use crate::kafka::Topic;
+use crate::ledger_keeper::owed_of_topics;
 use crate::oracle::{self, Holding};
 use crate::process::{Died, Process};
 use crate::surroundings::Surroundings;
@@ -94,9 +97,10 @@ impl Instance {
 
     /// Opens the logs and joins the group.
     pub fn open(&mut self, at: &mut Surroundings) -> Result<(), Died> {
-        let Surroundings { now, dice, bug, ledger, .. } = at;
+        let Surroundings { now, dice, settings, .. } = at;
         let mut process =
-            Process::start(self.number, &self.disks, *now, dice, *bug, *ledger, self.rotten)?;
+            Process::start(self.number, &self.disks, *now, dice, *settings, self.rotten)?;
+        process.tell_gaps(at);
         process.join(at);
         at.tell(|| {
             format!("{}: started, log knows {:?}", self.number, process.keeper.log_offsets())
@@ -108,7 +112,7 @@ impl Instance {
     /// Something that the process does by itself, or is answered.
     pub fn act(&mut self, at: &mut Surroundings) -> Result<(), Died> {
         let Some(process) = &mut self.process else { return Ok(()) };
-        match at.dice.below(23) {
+        match at.dice.below(25) {
             0..=3 => process.poll(at),
             4..=5 => process.sync(),
             6 => process.turn(at),
@@ -122,6 +126,9 @@ impl Instance {
             16..=18 => process.keep_ledger(at).map(|_| ()),
             19 => process.fetch_owed(at),
             20 => process.heed(at),
+            21 => process.look_at_topic(at),
+            22 if at.dice.one_in(6) => process.accept(at),
+            22 => Ok(()),
             _ => process.take_over(&mut self.orders, at),
         }
     }
@@ -130,6 +137,10 @@ impl Instance {
     pub fn act_in_turn(&mut self, at: &mut Surroundings) -> Result<(), Died> {
         let Some(process) = &mut self.process else { return Ok(()) };
         process.heed(at)?;
+        if at.dice.one_in(20) {
+            process.look_at_topic(at)?;
+            process.accept(at)?;
+        }
         process.poll(at)?;
         process.turn(at)?;
         process.sync()?;
@@ -169,9 +180,7 @@ impl Instance {
             let seed = at.dice.next();
             oracle::check_recovery(
                 &self.disks,
-                |disks, dice| {
-                    Process::start(self.number, disks, at.now, dice, at.bug, at.ledger, false)
-                },
+                |disks, dice| Process::start(self.number, disks, at.now, dice, at.settings, false),
                 level,
                 seed,
             );
@@ -188,24 +197,26 @@ impl Instance {
         at.tally.machines_lost += 1;
         at.tell(|| format!("{}: lost for ever", self.number));
         // A process that has the disk open may have died of it a moment ago.
-        let disk = self.disks[1].fork().crash(CrashLevel::Kill);
-        at.buried.extend(oracle::dead_offsets(&disk));
+        let disks = self.disks.each_ref().map(|disk| disk.fork().crash(CrashLevel::Kill));
+        at.buried.extend(oracle::dead_messages(&disks[1]));
+        bury(at, &disks[0]);
         self.disks = [0, 1].map(|_| SimDisk::new(at.dice.next()));
     }
 
     /// Sometimes the disk with the log is lost, an older copy is put back, or bytes rot. Its next start must notice.
     fn harm_the_log(&mut self, at: &mut Surroundings) {
-        if !at.ledger {
+        if !at.settings.ledger {
             return;
         }
         match at.dice.below(12) {
             0 => {
                 at.tally.disks_lost += 1;
                 at.tell(|| format!("{}: disk lost", self.number));
+                bury(at, &self.disks[0]);
                 self.disks[0] = SimDisk::new(at.dice.next());
                 self.rotten = false;
                 if at.dice.one_in(3) {
-                    at.buried.extend(oracle::dead_offsets(&self.disks[1]));
+                    at.buried.extend(oracle::dead_messages(&self.disks[1]));
                     self.disks[1] = SimDisk::new(at.dice.next());
                 }
             }
@@ -213,6 +224,7 @@ impl Instance {
                 if let Some(backup) = self.backup.take() {
                     at.tally.disks_rolled_back += 1;
                     at.tell(|| format!("{}: disk rolled back", self.number));
+                    bury(at, &self.disks[0]);
                     self.disks[0] = backup;
                 }
             }
@@ -221,6 +233,7 @@ impl Instance {
             4 if !self.rotten => {
                 at.tally.disks_rotten += 1;
                 at.tell(|| format!("{}: disk rots", self.number));
+                bury(at, &self.disks[0]);
                 self.rotten = true;
                 self.backup = None;
                 let names = self.disks[0].file_names();
@@ -239,19 +252,27 @@ impl Instance {
         }
     }
 
-    /// A process on copies of the disks, whose ledger was read: it shows what the next start will know.
+    /// A process on copies of the disks reads the ledger: what the next start will know to be owed, or to be lost.
     fn start_on(
         &self,
         disks: &[SimDisk; 2],
         at: &Surroundings,
         dice: &mut Dice,
-    ) -> Result<Process, Died> {
+    ) -> Result<Vec<(String, OffsetRange)>, Died> {
         let mut process =
-            Process::start(self.number, disks, at.now, dice, at.bug, at.ledger, self.rotten)?;
-        if at.ledger {
-            process.compare_ledger(&at.kafka.topic.id, &at.kafka.ledgers[self.number])?;
+            Process::start(self.number, disks, at.now, dice, at.settings, self.rotten)?;
+        let mut owed = Vec::new();
+        if at.settings.ledger {
+            let ledger = &at.kafka.ledgers[self.number];
+            owed = process.compare_ledger(&at.kafka.topic.id, ledger)?.1;
+            // What it cannot note yet it reads again.
+            if !process.keeper.is_open() {
+                owed.extend(owed_of_topics(ledger));
+            }
         }
-        Ok(process)
+        let topic = process.topic_of_log(at);
+        owed.extend(process.owed().iter().map(|range| (topic.clone(), range)));
+        Ok(owed)
     }
 
     /// What would be there if the process ended now and began again.
@@ -269,12 +290,23 @@ impl Instance {
         });
         // What is missing shows when a reader comes to it; the end of the run tells.
         if self.rotten {
-            return Holding::of_ledger(ledger).with_dead_letters(&disks[1]);
+            return Holding::of_ledger(ledger).with_rest_of(&disks);
         }
-        let process = self
+        let owed = self
             .start_on(&disks, at, dice)
             .unwrap_or_else(|died| panic!("a healthy disk cannot be opened: {}", died.0));
-        Holding::of_disks(&disks, process.owed(), ledger)
+        Holding::of_disks(&disks, owed, ledger)
+    }
+}
+
+/// What a disk that is lost has of deleted topics and of the lost ends of partitions was there only.
+fn bury(at: &mut Surroundings, disk: &SimDisk) {
+    let former = at.kafka.former.iter().flat_map(Topic::messages);
+    let torn = at.kafka.topics().flat_map(Topic::torn).map(|(_, torn)| &torn.message);
+    let messages = former.map(|(_, _, message)| message).chain(torn);
+    let gone: BTreeSet<i64> = messages.map(|message| message.timestamp_ms).collect();
+    if !gone.is_empty() {
+        at.buried.extend(oracle::messages_in(disk).intersection(&gone));
     }
 }
 

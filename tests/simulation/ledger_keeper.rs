@@ -5,11 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use monasca_persister::ingest::Event;
-use monasca_persister::keeper::Written;
-use monasca_persister::ledger::{self, Entry};
+use monasca_persister::keeper::{Missing, Written};
+use monasca_persister::ledger::{self, Entry, Finding};
 use monasca_persister::offset_ranges::OffsetRange;
 use monasca_persister::offsets::Testimony;
 use monasca_persister::topic_identity::TopicIdentity;
+use wal::Position;
 
 use crate::mutants::Bug;
 use crate::process::{Died, Process, envelope};
@@ -49,32 +50,62 @@ pub fn owed_by(ledger: &BTreeMap<i32, Written>) -> Vec<OffsetRange> {
         .collect()
 }
 
+/// The same, with the topic that each is about.
+pub fn owed_of_topics(ledger: &BTreeMap<i32, Written>) -> Vec<(String, OffsetRange)> {
+    let owed = |(partition, written): (&i32, &Written)| {
+        let range = ledger::owed(*partition, written.delivered, &written.entry)?;
+        Some((written.entry.topic.clone(), range))
+    };
+    ledger.iter().filter_map(owed).collect()
+}
+
+/// What the consumer has to say to the ledger's thread, in one queue.
+#[derive(Debug)]
+pub enum ToLedger {
+    Rewind { partition: i32, next: Option<i64>, end: Position },
+    GoneBack { partition: i32, next: i64 },
+}
+
 impl Process {
     /// The ledger is read once.
     pub fn open_ledger(&mut self, at: &mut Surroundings) -> Result<(), Died> {
-        let found = self.compare_ledger(&at.kafka.topic.id, &at.kafka.ledgers[self.instance])?;
+        let id = at.kafka.topic.id.clone();
+        let (found, lost) = self.compare_ledger(&id, &at.kafka.ledgers[self.instance])?;
         at.tally.missing_at_start += u64::from(found);
+        if self.keeper.is_open() {
+            lost.iter().for_each(|(topic, range)| at.report(topic, *range));
+            self.topic_is(&id, at)?;
+        }
         at.tell(|| format!("{}: ledger read, owed {:?}", self.instance, self.owed()));
         Ok(())
     }
 
-    /// True when something is missing in the log.
+    /// True when something is missing in the log; and what is lost, because the topic is another one.
     pub fn compare_ledger(
         &mut self,
         topic: &str,
         ledger: &BTreeMap<i32, Written>,
-    ) -> Result<bool, Died> {
+    ) -> Result<(bool, Vec<(String, OffsetRange)>), Died> {
         let nothing = BTreeMap::new();
         let ledger = if self.bug == Bug::TrustForeignLog { &nothing } else { ledger };
         match self.keeper.opened(&identity(topic), ledger) {
-            Err(wal::WalError::NoSpace { .. }) => Ok(false),
-            opened => Ok(!opened.map_err(Died::of)?.is_empty()),
+            Err(wal::WalError::NoSpace { .. }) => Ok((false, Vec::new())),
+            opened => {
+                let missing = opened.map_err(Died::of)?;
+                let gone = missing.iter().filter(|gone| gone.finding == Finding::TopicRecreated);
+                let of = |gone: &Missing| {
+                    let id = &ledger.get(&gone.range.partition)?.entry.topic;
+                    Some((id.clone(), gone.range))
+                };
+                Ok((!missing.is_empty(), gone.filter_map(of).collect()))
+            }
         }
     }
 
     /// It is committed; the request or the answer may be lost. True when Kafka has said that it has what is due.
     pub fn keep_ledger(&mut self, at: &mut Surroundings) -> Result<bool, Died> {
-        if !at.ledger {
+        self.rewind_ledger(at.now);
+        if !at.settings.ledger {
             return Ok(false);
         }
         if !self.keeper.is_open() {
@@ -109,7 +140,25 @@ impl Process {
         Ok(true)
     }
 
+    fn rewind_ledger(&mut self, now: Duration) {
+        while let Some(request) = self.to_ledger.pop_front() {
+            let partition = match request {
+                ToLedger::Rewind { partition, next, end } => {
+                    self.keeper.rewind(partition, next, end);
+                    partition
+                }
+                ToLedger::GoneBack { partition, next } => {
+                    self.keeper.gone_back(partition, next);
+                    partition
+                }
+            };
+            self.intake.on(Event::LedgerRewound { partition }, now, &mut Vec::new());
+        }
+    }
+
     pub fn testify(&mut self, testimony: &[Testimony], now: Duration) {
+        // One queue: in order.
+        self.rewind_ledger(now);
         for (partition, next) in self.keeper.testify(testimony) {
             self.intake.on(Event::Witnessed { partition, next }, now, &mut Vec::new());
         }
@@ -124,19 +173,36 @@ impl Process {
     /// Some of what is owed is fetched.
     pub fn fetch_owed(&mut self, at: &mut Surroundings) -> Result<(), Died> {
         let Some(owed) = self.keeper.next_owed() else { return Ok(()) };
+        let partition = usize::try_from(owed.partition).unwrap();
+        let (low, high) = at.kafka.topic.partitions[partition].bounds();
+        for (from, to) in [(owed.from, owed.to.min(low)), (owed.from.max(high), owed.to)] {
+            if from < to {
+                let lost = OffsetRange { partition: owed.partition, from, to };
+                let topic = self.topic_of_log(at);
+                at.report(&topic, lost);
+                return match self.keeper.lose(lost) {
+                    Ok(()) | Err(wal::WalError::NoSpace { .. }) => Ok(()),
+                    Err(error) => Err(Died::of(error)),
+                };
+            }
+        }
         let mut next = owed.from;
         for _ in 0..=at.dice.below(20) {
             let Some(message) = at.kafka.topic.message(owed.partition, next) else { break };
             if next >= owed.to {
                 break;
             }
-            let envelope = envelope(owed.partition, next, message, at.now_ms());
+            let epoch = at.kafka.topic.partitions[partition].epoch(next).unwrap_or(-1);
+            let envelope = envelope((owed.partition, next), epoch, message, at.now_ms());
             match self.keeper.take(next, &envelope) {
                 Err(wal::WalError::NoSpace { .. }) => return Ok(()),
                 taken => taken.map_err(Died::of)?,
             }
             at.tally.fetched_again += 1;
             next += 1;
+        }
+        if self.bug != Bug::SettleWithForeign {
+            self.keeper.topic_is(&identity(&at.kafka.topic.id));
         }
         match self.keeper.fetched_to(owed.partition, owed.from, next) {
             Err(wal::WalError::NoSpace { .. }) => Ok(()),
@@ -167,7 +233,18 @@ impl Process {
         // Wherever it fails, it begins anew with reading.
         match takeover.step {
             Step::Read => {
-                let owed = owed_by(&takeover.ledger);
+                if !self.keeper.is_about(&identity(&at.kafka.topic.id)) {
+                    return Ok(());
+                }
+                let (ours, others): (BTreeMap<_, _>, BTreeMap<_, _>) = takeover
+                    .ledger
+                    .clone()
+                    .into_iter()
+                    .partition(|(_, written)| self.keeper.is_of_our_topic(&written.entry));
+                for (topic, range) in owed_of_topics(&others) {
+                    at.report(&topic, range);
+                }
+                let owed = owed_by(&ours);
                 if self.bug != Bug::TakeOverUnnoted {
                     match self.keeper.take_over(owed) {
                         Err(wal::WalError::NoSpace { .. }) => return Ok(()),

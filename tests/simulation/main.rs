@@ -41,6 +41,8 @@ use world::World;
 
 /// Seeds of one CI run.
 const SEEDS: u64 = 20_000;
+/// Seeds in which each deliberate bug must be noticed.
+const HUNTED_SEEDS: u64 = 5_000;
 
 fn number(variable: &str) -> Option<u64> {
     let text = std::env::var(variable).ok()?;
@@ -118,6 +120,12 @@ fn seeds_lose_nothing_and_repeat_nothing() {
         );
         assert!(total.missing_at_start > seeds / 50 && total.fetched_again > seeds, "{total:?}");
         assert!(total.machines_lost > seeds / 10 && total.taken_over > seeds / 20, "{total:?}");
+        assert!(total.recreated > seeds / 8 && total.recreations_noticed > seeds / 8, "{total:?}");
+        assert!(total.recreations_accepted > seeds / 50, "{total:?}");
+        assert!(total.commits_stale > seeds / 100, "{total:?}");
+        assert!(total.reported_lost > seeds / 50, "{total:?}");
+        assert!(total.retained > seeds && total.retention_gaps > seeds / 20, "{total:?}");
+        assert!(total.ends_lost > seeds / 8 && total.truncated_gaps > seeds / 25, "{total:?}");
         assert!(total.losses_checked > seeds && total.recovered_twice > seeds / 10, "{total:?}");
     }
 }
@@ -136,7 +144,7 @@ fn the_same_seed_gives_the_same_run() {
 /// The seed at which a bug is noticed by the oracle that must notice it.
 fn hunt(mutant: &Mutant) -> Result<String, String> {
     let Mutant { bug, oracle, others } = mutant;
-    for seed in 0..1000 {
+    for seed in 0..HUNTED_SEEDS {
         let Err(wrong) = run(seed, *bug, false) else { continue };
         let by = |oracle: &str| wrong.starts_with(oracle) || wrong.contains(&format!(": {oracle}"));
         if by(oracle) {
@@ -146,7 +154,7 @@ fn hunt(mutant: &Mutant) -> Result<String, String> {
             return Err(format!("{bug:?} was caught at seed {seed} for another reason: {wrong}"));
         }
     }
-    Err(format!("1,000 seeds did not make {oracle} notice {bug:?}: the oracle is blind"))
+    Err(format!("{HUNTED_SEEDS} seeds did not make {oracle} notice {bug:?}: the oracle is blind"))
 }
 
 #[test]

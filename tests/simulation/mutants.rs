@@ -21,6 +21,18 @@ pub enum Bug {
     TakeOverUnnoted,
     /// The other's ledger is written over before the own one is confirmed.
     WriteOverFirst,
+    /// Offsets of a topic that was deleted are believed in the one that was created again.
+    LogPlusOneAfterRecreation,
+    /// What the group's offset is about is not looked at.
+    TrustForeignCommit,
+    /// What was fetched from another topic settles what is owed of the old one.
+    SettleWithForeign,
+    /// Where retention overtook it, consumption goes on without a word.
+    IgnoreRetention,
+    /// A partition that has less than was consumed goes on at its end, whatever was written since.
+    GoOnAtEnd,
+    /// Leader epochs are not looked at: a history that was replaced looks like the old one.
+    IgnoreLeaderEpoch,
 }
 
 /// A deliberate bug, the oracle that must notice it, and others that may notice it in other seeds: what one does not
@@ -35,7 +47,7 @@ const fn mutant(bug: Bug, oracle: &'static str, others: &'static [&'static str])
     Mutant { bug, oracle, others }
 }
 
-pub const MUTANTS: [Mutant; 9] = [
+pub const MUTANTS: [Mutant; 15] = [
     mutant(Bug::CommitBeforeDurable, "I3", &["I5", "I8"]),
     mutant(Bug::CommitBeforeLedger, "I13", &["I3", "I5", "I8"]),
     mutant(Bug::TrustForeignLog, "I3", &["I5", "I8", "I13"]),
@@ -47,4 +59,10 @@ pub const MUTANTS: [Mutant; 9] = [
     mutant(Bug::RememberGonePartition, "G1", &["G2"]),
     mutant(Bug::TakeOverUnnoted, "I3", &["I5", "I8", "I13"]),
     mutant(Bug::WriteOverFirst, "I13", &["I3"]),
+    mutant(Bug::LogPlusOneAfterRecreation, "I3", &["I5", "I8", "I9", "G2"]),
+    mutant(Bug::TrustForeignCommit, "I3", &["I5", "I8", "I9", "G2"]),
+    mutant(Bug::SettleWithForeign, "I3", &["I5", "I8"]),
+    mutant(Bug::IgnoreRetention, "I3", &["I5", "I8", "I13"]),
+    mutant(Bug::GoOnAtEnd, "I3", &["I5", "I8", "I9", "I13", "G2"]),
+    mutant(Bug::IgnoreLeaderEpoch, "I3", &["I5", "I8", "I9", "I13", "G2"]),
 ];

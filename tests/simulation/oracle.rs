@@ -5,7 +5,9 @@
 //!   or by the ledger of an instance that is lost. Checked on what the disks would really keep, so it finds a commit
 //!   that came too early as well as a segment that was reclaimed too early.
 //! - I13: the same without any one of the instances, but with what its ledger owes.
-//! - I5: at the end every message is in the store or in the dead letters.
+//! - I5: at the end every message of the topic is in the store or in the dead letters, and of a deleted topic or a lost
+//!   end everything that was committed, apart from what was reported as lost (R1, in `surroundings.rs`: nothing is that
+//!   Kafka has).
 //! - I6: recovering twice, or after a crash while recovering, gives the same.
 //! - I8: at the end the store holds per key the message with the highest write time and nothing else, every series in
 //!   it is described, and each bad message is a dead letter, with its own bytes.
@@ -19,14 +21,14 @@ use std::ops::ControlFlow;
 use monasca_persister::dead_letters::DeadLetter;
 use monasca_persister::envelope::Envelope;
 use monasca_persister::keeper::Written;
-use monasca_persister::offset_ranges::OffsetRanges;
+use monasca_persister::offset_ranges::OffsetRange;
 use storage::{IdScheme, MetricId};
 use wal::Scanned;
 use wal::sim::{CrashLevel, SimDisk};
 
 use crate::dice::Dice;
-use crate::kafka::{Fate, Message, Topic};
-use crate::ledger_keeper::owed_by;
+use crate::kafka::{Fate, Kafka, Message, Topic};
+use crate::ledger_keeper::owed_of_topics;
 use crate::process::{Died, Process, RECORD_BYTES_MAX};
 use crate::store::Store;
 use crate::surroundings::Surroundings;
@@ -62,9 +64,18 @@ fn dead_letters(disk: &SimDisk) -> Vec<DeadLetter> {
     letters
 }
 
-/// Messages in a log of dead letters.
-pub fn dead_offsets(disk: &SimDisk) -> BTreeSet<Offset> {
-    dead_letters(disk).iter().map(|letter| (letter.partition, letter.offset)).collect()
+/// Messages in a log of dead letters, by their timestamps: no two messages have the same.
+pub fn dead_messages(disk: &SimDisk) -> BTreeSet<i64> {
+    dead_letters(disk).iter().filter_map(|letter| letter.timestamp_ms).collect()
+}
+
+/// Messages in a log, by their timestamps.
+pub fn messages_in(disk: &SimDisk) -> BTreeSet<i64> {
+    let mut messages = BTreeSet::new();
+    records(disk, |_, record| {
+        messages.insert(Envelope::decode(record).unwrap().timestamp_ms);
+    });
+    messages
 }
 
 /// Whether the store's row for the message is at least as new as the message.
@@ -76,81 +87,113 @@ fn is_stored(store: &Store, message: &Message) -> bool {
         .is_some_and(|cell| cell.write_time_us >= message.timestamp_ms * 1000)
 }
 
-fn is_in(ranges: &OffsetRanges, (partition, offset): Offset) -> bool {
-    ranges
-        .iter()
-        .any(|range| range.partition == partition && (range.from..range.to).contains(&offset))
+/// Offsets of one topic.
+type Owed = Vec<(String, OffsetRange)>;
+
+fn is_in(owed: &Owed, topic: &str, (partition, offset): Offset) -> bool {
+    owed.iter().any(|(of, range)| {
+        of == topic && range.partition == partition && (range.from..range.to).contains(&offset)
+    })
 }
 
 /// What one instance answers for.
 #[derive(Debug)]
 pub struct Holding {
-    records: BTreeSet<Offset>,
-    dead: BTreeSet<Offset>,
-    owed: OffsetRanges,
-    ledger: OffsetRanges,
+    records: BTreeSet<i64>,
+    dead: BTreeSet<i64>,
+    owed: Owed,
+    ledger: Owed,
 }
 
 impl Holding {
     /// Nothing but what the ledger says.
     pub fn of_ledger(ledger: &BTreeMap<i32, Written>) -> Self {
-        let ledger: OffsetRanges = owed_by(ledger).into_iter().collect();
+        let ledger = owed_of_topics(ledger);
         Self { records: BTreeSet::new(), dead: BTreeSet::new(), owed: ledger.clone(), ledger }
     }
 
-    /// As well as what is on a disk with dead letters.
-    pub fn with_dead_letters(mut self, disk: &SimDisk) -> Self {
-        self.dead = dead_offsets(disk);
+    /// As well as what is on disks of which the first has rotten bytes.
+    pub fn with_rest_of(mut self, disks: &[SimDisk; 2]) -> Self {
+        self.records = messages_in(&disks[0]);
+        self.dead = dead_messages(&disks[1]);
         self
     }
 
-    /// What is on disks that were recovered, and known to be owed.
-    pub fn of_disks(
-        disks: &[SimDisk; 2],
-        owed: OffsetRanges,
-        ledger: &BTreeMap<i32, Written>,
-    ) -> Self {
-        let mut in_log = BTreeSet::new();
-        records(&disks[0], |_, record| {
-            let envelope = Envelope::decode(record).unwrap();
-            in_log.insert((envelope.partition, envelope.offset));
-        });
-        let dead = dead_offsets(&disks[1]);
-        Self { records: in_log, dead, owed, ledger: owed_by(ledger).into_iter().collect() }
+    /// What is on disks that were recovered, and known to be owed, or to be lost.
+    pub fn of_disks(disks: &[SimDisk; 2], owed: Owed, ledger: &BTreeMap<i32, Written>) -> Self {
+        let records = messages_in(&disks[0]);
+        Self { records, dead: dead_messages(&disks[1]), owed, ledger: owed_of_topics(ledger) }
     }
 
-    fn has(&self, offset: Offset) -> bool {
-        self.records.contains(&offset) || self.dead.contains(&offset) || is_in(&self.owed, offset)
+    fn has(&self, topic: &str, offset: Offset, timestamp_ms: i64) -> bool {
+        self.records.contains(&timestamp_ms)
+            || self.dead.contains(&timestamp_ms)
+            || is_in(&self.owed, topic, offset)
     }
 
     /// What is left of it when its machine is lost.
-    fn has_when_lost(&self, offset: Offset) -> bool {
-        self.dead.contains(&offset) || is_in(&self.ledger, offset)
+    fn has_when_lost(&self, topic: &str, offset: Offset, timestamp_ms: i64) -> bool {
+        self.dead.contains(&timestamp_ms) || is_in(&self.ledger, topic, offset)
     }
+}
+
+/// A message that was committed.
+struct Committed<'a> {
+    topic: &'a Topic,
+    offset: Offset,
+    message: &'a Message,
+    /// Kafka could have been asked for it until it was consumed: it lost neither the topic nor the partition's end.
+    is_of_present: bool,
+}
+
+/// Messages that were committed; nobody need have fetched the others of a deleted topic or a lost end.
+fn committed(kafka: &Kafka) -> impl Iterator<Item = Committed<'_>> {
+    kafka.topics().flat_map(move |topic| {
+        let present = topic.messages().filter_map(move |(partition, offset, message)| {
+            let claimed = topic.claims.get(&partition).is_some_and(|claim| offset < *claim);
+            claimed.then_some(Committed {
+                topic,
+                offset: (partition, offset),
+                message,
+                is_of_present: topic.id == kafka.topic.id,
+            })
+        });
+        let torn = topic.torn().filter(|(_, torn)| torn.was_committed);
+        present.chain(torn.map(move |(partition, torn)| Committed {
+            topic,
+            offset: (partition, torn.offset),
+            message: &torn.message,
+            is_of_present: false,
+        }))
+    })
 }
 
 /// I3 and I4, and I13 for each instance.
 pub fn check_committed(at: &Surroundings, holdings: &[Holding]) {
-    for (partition, offset, message) in at.kafka.topic.messages() {
-        let committed = at.kafka.group.committed().get(&partition).copied().unwrap_or(0);
-        let this = (partition, offset);
-        if offset >= committed || at.buried.contains(&this) || is_stored(&at.store, message) {
+    for Committed { topic, offset: this, message, is_of_present } in committed(&at.kafka) {
+        let (partition, offset) = this;
+        let timestamp_ms = message.timestamp_ms;
+        if at.buried.contains(&timestamp_ms)
+            || is_stored(&at.store, message)
+            || at.reported.contains(&timestamp_ms)
+        {
             continue;
         }
-        let holders: Vec<usize> =
-            (0..holdings.len()).filter(|number| holdings[*number].has(this)).collect();
+        let has = |number: &usize| holdings[*number].has(&topic.id, this, timestamp_ms);
+        let holders: Vec<usize> = (0..holdings.len()).filter(has).collect();
         assert!(
             !holders.is_empty(),
-            "I3/I4: {partition}/{offset} is before the committed offset {committed}, and neither in a log nor in the \
+            "I3/I4: {}: {partition}/{offset} is before the committed offset {:?}, and neither in a log nor in the \
              store nor in the dead letters, and nobody owes it: {:?}",
+            topic.id,
+            topic.claims.get(&partition),
             message.fate
         );
-        // Of two that have it one may be lost.
-        if let ([only], true) = (&holders[..], at.ledger) {
+        // Of two that have it one may be lost. What only one has and Kafka lost goes with it: nobody can give it again.
+        if let ([only], true) = (&holders[..], at.settings.ledger && is_of_present) {
             assert!(
-                holdings[*only].has_when_lost(this),
-                "I13: {partition}/{offset} is before the committed offset {committed}; only instance {only} has it, \
-                 and its ledger does not say so"
+                holdings[*only].has_when_lost(&topic.id, this, timestamp_ms),
+                "I13: {partition}/{offset} was committed; only instance {only} has it, and its ledger does not say so"
             );
         }
     }
@@ -216,29 +259,60 @@ pub fn check_recovery(
 
 /// I5 and I8, when everything has come to rest.
 pub fn check_final<'a>(
-    topic: &Topic,
-    store: &Store,
+    at: &Surroundings,
     dead_letter_disks: impl Iterator<Item = &'a SimDisk>,
-    buried: &BTreeSet<Offset>,
 ) -> u64 {
-    let mut winners: BTreeMap<(MetricId, i64), (i64, u32)> = BTreeMap::new();
-    let mut bad: BTreeMap<Offset, &Option<Vec<u8>>> = BTreeMap::new();
-    for (partition, offset, message) in topic.messages() {
+    let store = &at.store;
+    // What may be there, and what must.
+    let mut sent: BTreeMap<(MetricId, i64), BTreeMap<i64, u32>> = BTreeMap::new();
+    let mut sent_bad: BTreeMap<i64, &Option<Vec<u8>>> = BTreeMap::new();
+    let all = at.kafka.topics().flat_map(Topic::messages).map(|(_, _, message)| message);
+    let torn = at.kafka.topics().flat_map(Topic::torn).map(|(_, torn)| &torn.message);
+    for message in all.chain(torn) {
         match message.fate {
             Fate::Stored { series, time_ms, sequence } => {
-                let winner = winners
-                    .entry((id(series), time_ms))
-                    .or_insert((message.timestamp_ms, sequence));
-                *winner = (*winner).max((message.timestamp_ms, sequence));
+                let key = (id(series), time_ms);
+                sent.entry(key).or_default().insert(message.timestamp_ms, sequence);
             }
             Fate::Refused | Fate::Poison => {
-                bad.insert((partition, offset), &message.payload);
+                sent_bad.insert(message.timestamp_ms, &message.payload);
             }
         }
     }
-    for (key, (timestamp_ms, sequence)) in &winners {
+    let mut winners: BTreeMap<(MetricId, i64), i64> = BTreeMap::new();
+    let mut bad: BTreeSet<i64> = BTreeSet::new();
+    let topic = &at.kafka.topic;
+    let current = topic.messages().map(|(partition, offset, message)| Committed {
+        topic,
+        offset: (partition, offset),
+        message,
+        is_of_present: true,
+    });
+    for Committed { message, is_of_present, .. } in committed(&at.kafka).chain(current) {
+        let excused = !is_of_present && at.buried.contains(&message.timestamp_ms)
+            || at.reported.contains(&message.timestamp_ms);
+        match message.fate {
+            _ if excused => {}
+            Fate::Stored { series, time_ms, .. } => {
+                let winner = winners.entry((id(series), time_ms)).or_insert(message.timestamp_ms);
+                *winner = (*winner).max(message.timestamp_ms);
+            }
+            Fate::Refused | Fate::Poison => {
+                bad.insert(message.timestamp_ms);
+            }
+        }
+    }
+    for (key, timestamp_ms) in &winners {
         let cell = store.rows.get(key).unwrap_or_else(|| panic!("I5: {key:?} was never stored"));
-        assert_eq!(cell.write_time_us, timestamp_ms * 1000, "I8: write time of {key:?}");
+        assert!(
+            cell.write_time_us >= timestamp_ms * 1000,
+            "I8: write time of {key:?}: {} is older than {timestamp_ms} ms",
+            cell.write_time_us
+        );
+    }
+    for (key, cell) in &store.rows {
+        let sequence = sent.get(key).and_then(|sent| sent.get(&(cell.write_time_us / 1000)));
+        let sequence = sequence.unwrap_or_else(|| panic!("I8: {key:?} {cell:?}: nobody sent that"));
         assert!((cell.value - f64::from(*sequence)).abs() < f64::EPSILON, "I8: value of {key:?}");
         assert!(
             store.definitions.contains_key(&key.0),
@@ -246,26 +320,26 @@ pub fn check_final<'a>(
             key.0
         );
     }
-    assert_eq!(store.rows.len(), winners.len(), "I8: rows that nobody sent");
     let mut found = BTreeMap::new();
     for letter in dead_letter_disks.flat_map(dead_letters) {
         // A message delivered again after a crash may be here twice, with the same bytes.
-        if let Some(before) =
-            found.insert((letter.partition, letter.offset), letter.payload.clone())
-        {
+        let key = letter.timestamp_ms.unwrap();
+        if let Some(before) = found.insert(key, letter.payload.clone()) {
             assert_eq!(before, letter.payload, "I8: a dead letter changed");
         }
     }
-    for (key, payload) in &bad {
-        let Some(letter) = found.remove(key) else {
-            assert!(buried.contains(key), "I5: {key:?} is not in the dead letters");
-            continue;
+    for key in &bad {
+        let there = found.contains_key(key) || at.buried.contains(key);
+        assert!(there, "I5: the message of {key} ms is not in the dead letters");
+    }
+    for (key, letter) in &found {
+        let Some(payload) = sent_bad.get(key) else {
+            panic!("I8: the good message of {key} ms is in the dead letters");
         };
         let whole = payload.as_ref().is_none_or(|payload| payload.len() <= RECORD_BYTES_MAX);
         let kept =
             payload.as_ref().map(|payload| if whole { &payload[..] } else { &payload[..4096] });
-        assert_eq!(letter.as_deref(), kept, "I8: bytes of dead letter {key:?}");
+        assert_eq!(letter.as_deref(), kept, "I8: bytes of the dead letter of {key} ms");
     }
-    assert!(found.is_empty(), "I8: good messages in the dead letters: {:?}", found.keys());
     bad.len() as u64
 }

@@ -1,7 +1,7 @@
 //! One life of the persister: from opening its logs to a crash or a clean stop. What it shares with the program is
 //! everything but the threads and the clients; `consumer.rs` and `ledger_keeper.rs` have the other two of them.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -11,8 +11,9 @@ use monasca_persister::delivered::DeliveredOffsets;
 use monasca_persister::delivery::Delivery;
 use monasca_persister::envelope::{Envelope, TimestampType};
 use monasca_persister::gather::{GatherConfig, Kind, Unit};
-use monasca_persister::ingest::IngestConfig;
+use monasca_persister::ingest::{IngestConfig, Start};
 use monasca_persister::intake::Intake;
+use monasca_persister::kafka_gap::{GapPolicies, GapPolicy};
 use monasca_persister::keeper::{self, Keeper};
 use monasca_persister::log_reader::{LogReader, LookAhead};
 use monasca_persister::offset_note::{LogOffsets, OffsetCarry};
@@ -25,9 +26,9 @@ use wal::{NoCarry, Wal, WalConfig};
 
 use crate::consumer::Commit;
 use crate::dice::Dice;
-use crate::group::MemberId;
+use crate::group::{MemberId, Offset};
 use crate::kafka::{Kafka, Message};
-use crate::ledger_keeper::Takeover;
+use crate::ledger_keeper::{Takeover, ToLedger};
 use crate::mutants::Bug;
 use crate::store::Store;
 use crate::surroundings::Surroundings;
@@ -60,6 +61,16 @@ pub struct Process {
     pub(crate) member: Option<MemberId>,
     /// Offset the consumer fetches next, per assigned partition.
     pub(crate) fetch: BTreeMap<i32, i64>,
+    /// Epoch of the leader of the last message fetched, since consumption of the partition began.
+    pub(crate) fetched_epochs: BTreeMap<i32, i32>,
+    /// Where consumption of partitions is to begin anew.
+    pub(crate) begins: BTreeMap<i32, Start>,
+    /// Partitions that stand still because of a gap, until they begin anew.
+    pub(crate) stopped: BTreeSet<i32>,
+    /// Kafka refused the position of a partition.
+    pub(crate) refused: bool,
+    /// What the ledger's thread was not told yet.
+    pub(crate) to_ledger: VecDeque<ToLedger>,
     pub(crate) paused: bool,
     /// Commits that Kafka has not answered.
     pub(crate) commits: VecDeque<Commit>,
@@ -87,6 +98,16 @@ fn wal_config_of_dead_letters() -> WalConfig {
     WalConfig { max_bytes: 64 * 1024 * 1024, ..wal_config() }
 }
 
+/// What is the same for all processes of a run.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    pub bug: Bug,
+    /// The instances may keep ledgers. Where they may not, no disk may be lost: nobody would notice.
+    pub ledger: bool,
+    /// Where Kafka's history and theirs part, consumption goes on by itself.
+    pub goes_on: bool,
+}
+
 impl Process {
     /// Opens everything; it is no member of the group yet.
     pub fn start(
@@ -94,8 +115,7 @@ impl Process {
         disks: &[SimDisk; 2],
         now: Duration,
         dice: &mut Dice,
-        bug: Bug,
-        ledger: bool,
+        Settings { bug, ledger, goes_on }: Settings,
         rotten: bool,
     ) -> Result<Self, Died> {
         let (wal, report) =
@@ -139,9 +159,11 @@ impl Process {
             ..DeliverConfig::default()
         };
         let delivery = Delivery::new(deliver, wal.clone(), dead_letters.clone(), memory);
+        let policy = if goes_on { GapPolicy::Continue } else { GapPolicy::Stop };
         let config = IngestConfig {
             commit_interval: Duration::from_millis(500),
             ledger,
+            gaps: GapPolicies { retention: policy, truncated: policy, recreated: policy },
             ..IngestConfig::default()
         };
         let intake = Intake::new(config, wal.clone()).map_err(Died::of)?;
@@ -157,6 +179,11 @@ impl Process {
             instance,
             member: None,
             fetch: BTreeMap::new(),
+            fetched_epochs: BTreeMap::new(),
+            begins: BTreeMap::new(),
+            stopped: BTreeSet::new(),
+            refused: false,
+            to_ledger: VecDeque::new(),
             paused: false,
             commits: VecDeque::new(),
             takeover: None,
@@ -168,6 +195,12 @@ impl Process {
     /// What this instance is known to owe.
     pub fn owed(&self) -> OffsetRanges {
         self.keeper.log_offsets().owed
+    }
+
+    /// The topic that the log's offsets are about; of a log that does not know, the one that is there.
+    pub fn topic_of_log(&self, at: &Surroundings) -> String {
+        let known = self.keeper.log_offsets().topic.map(|topic| topic.topic);
+        known.unwrap_or_else(|| at.kafka.topic.id.clone())
     }
 
     /// The background committer leads once.
@@ -267,12 +300,16 @@ impl Process {
 
     /// Nothing left to do for it.
     pub fn is_idle(&self, at: &Surroundings) -> bool {
-        self.keeper.is_open() == at.ledger
+        self.keeper.is_open() == at.settings.ledger
             && self.owed().is_empty()
             && self.wal.status().backlog_records == 0
             && self.delivery.is_idle()
             && self.requests.is_empty()
             && self.takeover.is_none()
+            && self.stopped.is_empty()
+            && self.begins.is_empty()
+            && !self.refused
+            && self.to_ledger.is_empty()
     }
 
     /// A clean stop.
@@ -286,7 +323,7 @@ impl Process {
     /// Where it stands, for the message of a failed run.
     pub fn describe(&self) -> String {
         format!(
-            "instance {}: progress {:?}, owed {:?}, cover {:?}, ledger read {}, missing {:?}, fetching from {:?}; {:?}; paused {}, holding {}, outstanding rows {}, requests {}, breaker {:?}",
+            "instance {}: progress {:?}, owed {:?}, cover {:?}, ledger read {}, missing {:?}, fetching from {:?}; {:?}; paused {}, holding {}, stopped {:?}, begins {:?}, refused {}, outstanding rows {}, requests {}, breaker {:?}",
             self.instance,
             self.intake.machine().progress().collect::<Vec<_>>(),
             self.owed(),
@@ -302,6 +339,9 @@ impl Process {
             self.wal.status(),
             self.paused,
             self.intake.is_holding(),
+            self.stopped,
+            self.begins,
+            self.refused,
             self.delivery.machine().outstanding_rows(),
             self.requests.len(),
             self.delivery.machine().breaker()
@@ -310,12 +350,17 @@ impl Process {
 }
 
 /// A message as the log keeps it.
-pub fn envelope(partition: i32, offset: i64, message: &Message, received_ms: i64) -> Envelope<'_> {
+pub fn envelope(
+    (partition, offset): (i32, i64),
+    leader_epoch: i32,
+    message: &Message,
+    received_ms: i64,
+) -> Envelope<'_> {
     Envelope {
         topic: "metrics",
         partition,
         offset,
-        leader_epoch: -1,
+        leader_epoch,
         timestamp_ms: message.timestamp_ms,
         timestamp_type: TimestampType::Created,
         received_ms,
@@ -327,6 +372,12 @@ pub fn envelope(partition: i32, offset: i64, message: &Message, received_ms: i64
 /// Whether everything produced was committed.
 pub fn is_consumed(kafka: &Kafka) -> bool {
     kafka.topic.numbered().all(|(number, partition)| {
-        partition.end() == 0 || kafka.group.committed().get(&number) == Some(&partition.end())
+        let committed = kafka.group.committed().get(&number);
+        let is_ours = |committed: &&Offset| committed.topic == kafka.topic.id;
+        let is_all = |committed: &Offset| {
+            committed.next == partition.end() && kafka.is_current(number, committed)
+        };
+        // Of one that is empty nobody need say anything.
+        committed.filter(is_ours).map_or(partition.low == partition.end(), is_all)
     })
 }

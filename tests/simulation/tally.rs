@@ -53,4 +53,20 @@ tally! {
     /// Instances whose loss the oracle has looked at, in runs of the check.
     losses_checked,
     recovered_twice,
+    /// Topics that were deleted and created again, by when instances noticed, and by when somebody accepted that.
+    recreated,
+    recreations_noticed,
+    recreations_accepted,
+    /// Offsets that were committed for a deleted topic after it was created again.
+    commits_stale,
+    /// Messages of deleted topics, or that retention took, which were reported as lost.
+    reported_lost,
+    /// How often retention took messages, and a partition lost its end.
+    retained,
+    ends_lost,
+    /// Gaps that instances went on behind, by their kinds.
+    retention_gaps,
+    truncated_gaps,
+    /// Beginnings with Kafka's oldest message where others had consumed, and retention had taken some meanwhile.
+    retention_unseen,
 }

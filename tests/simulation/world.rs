@@ -3,15 +3,15 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use wal::sim::SimDisk;
+use wal::sim::{CrashLevel, SimDisk};
 
 use crate::dice::Dice;
 use crate::instance::Instance;
-use crate::kafka::{Fate, Kafka, Message, metric_message};
+use crate::kafka::{Fate, Kafka, Message, Topic, metric_message};
 use crate::ledger_keeper::owed_by;
 use crate::mutants::Bug;
 use crate::oracle::{self, Holding};
-use crate::process::{self, Process};
+use crate::process::{self, Process, Settings};
 use crate::store::Store;
 use crate::surroundings::{EPOCH_MS, Surroundings};
 use crate::tally::Tally;
@@ -31,16 +31,17 @@ impl World {
         let instances = (0..count).map(|number| Instance::new(number, &mut dice)).collect();
         // A process that commits too early must not be rescued by its ledger.
         let ledger = bug != Bug::CommitBeforeDurable && !dice.one_in(20);
+        let goes_on = dice.one_in(2);
         let at = Surroundings {
             dice,
-            bug,
+            settings: Settings { bug, ledger, goes_on },
             now: Duration::ZERO,
             kafka: Kafka::new(partitions, count),
             store: Store::default(),
             store_up: true,
-            ledger,
             is_delicate: false,
             buried: BTreeSet::new(),
+            reported: BTreeSet::new(),
             tally: Tally::default(),
             is_loud,
         };
@@ -58,15 +59,10 @@ impl World {
         self.come_to_rest();
         let Self { mut at, instances, .. } = self;
         at.tally.instances = instances.len() as u64;
-        at.tally.messages = at.kafka.topic.messages().count() as u64;
+        at.tally.messages = at.kafka.topics().flat_map(Topic::messages).count() as u64;
         at.tally.store_writes = at.store.writes;
         let disks = instances.iter().filter(|instance| !instance.is_gone);
-        at.tally.dead_letters = oracle::check_final(
-            &at.kafka.topic,
-            &at.store,
-            disks.map(|instance| &instance.disks[1]),
-            &at.buried,
-        );
+        at.tally.dead_letters = oracle::check_final(&at, disks.map(|instance| &instance.disks[1]));
         at.tally
     }
 
@@ -79,6 +75,9 @@ impl World {
             7 => self.at.store_up = !self.at.dice.one_in(3),
             8..=9 => self.live_or_die(chosen),
             10 if self.at.dice.one_in(6) => self.check(),
+            11 if self.at.dice.one_in(16) => self.recreate(),
+            11 if self.at.dice.one_in(8) => self.retain(),
+            11 if self.at.dice.one_in(8) => self.lose_end(),
             _ => {
                 let instance = &mut self.instances[chosen];
                 if instance.is_away() && self.at.dice.one_in(8) {
@@ -117,7 +116,7 @@ impl World {
         if instance.is_gone {
             return;
         }
-        let may_be_lost = survivors > 1 && at.ledger;
+        let may_be_lost = survivors > 1 && at.settings.ledger;
         if may_be_lost && at.dice.one_in(24) {
             return self.lose(chosen);
         }
@@ -150,6 +149,74 @@ impl World {
                 self.instances[by].orders.insert(chosen);
             }
         }
+    }
+
+    /// The topic is deleted and created again; nobody is told.
+    fn recreate(&mut self) {
+        // What was damaged and not looked at yet nobody can give again.
+        if self.instances.iter().any(|instance| instance.rotten) {
+            let all = self.at.kafka.topic.messages();
+            self.bury(&all.map(|(_, _, message)| message.timestamp_ms).collect());
+        }
+        let at = &mut self.at;
+        at.tell(|| "the topic is created again".to_owned());
+        at.tally.recreated += 1;
+        at.kafka.recreate();
+        // Brokers forget them some time after the topic, unless one restarts in between.
+        if at.dice.one_in(2) {
+            at.kafka.group.forget_committed();
+        }
+        self.check();
+    }
+
+    /// Retention takes the oldest messages of a partition, perhaps all of them.
+    fn retain(&mut self) {
+        let Surroundings { dice, kafka, tally, .. } = &mut self.at;
+        let chosen = dice.index(kafka.topic.partitions.len());
+        let (low, end) = kafka.topic.partitions[chosen].bounds();
+        let from = match u64::try_from(end - low).unwrap() {
+            left if dice.one_in(4) => left,
+            left => dice.below(left + 1),
+        };
+        tally.retained += from;
+        let (partition, from) =
+            (i32::try_from(chosen).unwrap(), low + i64::try_from(from).unwrap());
+        kafka.retain(partition, from);
+        self.at.tell(|| format!("retention takes {partition}/{low} to {from}"));
+        self.check();
+    }
+
+    /// The leader of a partition is lost, and the next one has less. What was consumed of the rest is in a log, or nowhere.
+    fn lose_end(&mut self) {
+        let at = &mut self.at;
+        let chosen = at.dice.index(at.kafka.topic.partitions.len());
+        let (low, end) = at.kafka.topic.partitions[chosen].bounds();
+        let lost = match at.dice.below(u64::try_from(end - low).unwrap() + 1) {
+            // What nobody has consumed yet shows nothing.
+            lost if at.dice.one_in(2) => lost,
+            lost => lost.min(at.dice.below(60)),
+        };
+        let partition = i32::try_from(chosen).unwrap();
+        let kept = end - i64::try_from(lost).unwrap();
+        at.kafka.lose_end(partition, kept);
+        at.tally.ends_lost += u64::from(lost > 0);
+        at.tell(|| format!("{partition} loses its end: {end} is now {kept}"));
+        let torn = at.kafka.topic.torn().map(|(_, torn)| torn.message.timestamp_ms);
+        let torn = torn.collect();
+        self.bury(&torn);
+        self.check();
+    }
+
+    /// Kafka does not have these any more: those that are on no disk are nowhere.
+    fn bury(&mut self, messages: &BTreeSet<i64>) {
+        let mut held = BTreeSet::new();
+        for instance in &self.instances {
+            let disks =
+                instance.disks.each_ref().map(|disk| disk.fork().crash(CrashLevel::PowerCut));
+            held.extend(oracle::messages_in(&disks[0]));
+            held.extend(oracle::dead_messages(&disks[1]));
+        }
+        self.at.buried.extend(messages.difference(&held));
     }
 
     /// Looks at what would be left if all processes ended now, with and without any one of the disks.
@@ -190,7 +257,7 @@ impl World {
 
     /// I9: without faults everything is delivered within bounded time.
     fn come_to_rest(&mut self) {
-        let Self { at, instances, .. } = self;
+        let Self { at, instances, sequence } = self;
         at.store_up = true;
         for instance in instances.iter_mut().filter(|instance| !instance.is_gone) {
             // A process may not have noticed yet that a disk died under it.
@@ -212,8 +279,17 @@ impl World {
         let silent: Vec<_> =
             at.kafka.group.members().filter(|(_, instance)| gone.contains(instance)).collect();
         silent.iter().for_each(|(member, _)| at.kafka.group.remove(*member));
-        for _ in 0..20_000 {
+        for turn in 0..20_000 {
             at.now += Duration::from_millis(50);
+            // Whether a partition has lost the very last message that was taken shows when the next one is written.
+            if turn % 100 == 99 {
+                for partition in at.kafka.behind_their_offsets() {
+                    *sequence += 1;
+                    let timestamp_ms = at.now_ms() - 30_000 + i64::from(*sequence);
+                    let message = Message { payload: None, timestamp_ms, fate: Fate::Poison };
+                    at.kafka.topic.partitions[partition].push(message);
+                }
+            }
             if at.kafka.group.is_uneven() {
                 at.kafka.group.rebalance(|_| true, true, &mut at.dice);
             }

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeSet;
 
+use rdkafka::consumer::Consumer as _;
 use wal::WalError;
 
 use super::client::{client_with_token, commit, instances, read, read_of};
 use super::{Driver, LedgerNews, OtherLedger};
-use crate::kafka::lock;
+use crate::kafka::{identity, lock};
 use crate::keeper::LedgerCommit;
 use crate::ledger::{self, Entry};
 use crate::orders::Order;
@@ -54,6 +55,12 @@ impl Driver {
                 return Ok(false);
             }
         };
+        let topic = identity::of_topic(self.client.client(), &self.at.topic, identity::TOPIC_WAIT);
+        if !self.at.keeper.is_about(&topic) {
+            let why = "the topic was created again, or the ledger is not read: this instance must go on first";
+            self.failed("take over what another instance owes", &why);
+            return Ok(false);
+        }
         let mut owed = Vec::new();
         for (partition, written) in &ledger {
             let Some(range) = ledger::owed(*partition, written.delivered, &written.entry) else {

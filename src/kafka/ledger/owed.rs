@@ -9,8 +9,8 @@ use rdkafka::{Offset, TopicPartitionList};
 use wal::WalError;
 
 use super::{Driver, TURN};
-use crate::kafka::envelope;
 use crate::kafka::gaps::bounds;
+use crate::kafka::{envelope, identity};
 use crate::offset_ranges::OffsetRange;
 
 /// How long it fetches before it looks around again.
@@ -118,6 +118,12 @@ impl Driver {
             }
         }
         if next > owed.from {
+            // It may have been created again in the meantime: other messages at the same offsets settle nothing.
+            let wait = identity::TOPIC_WAIT;
+            let topic = identity::of_topic(self.client.client(), &self.at.topic, wait);
+            if !topic.topic.is_empty() {
+                self.at.keeper.topic_is(&topic);
+            }
             self.at.keeper.fetched_to(partition, owed.from, next)?;
             if self.fetching.is_some() {
                 self.fetching = Some((partition, next));

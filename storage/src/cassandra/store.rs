@@ -13,9 +13,10 @@ use scylla::value::CqlTimestamp;
 
 use super::session::{CassandraConfig, connect};
 use super::statements::Statements;
-use super::{errors, replicas, schema};
+use super::{errors, lives, replicas, schema};
 use crate::Store;
 use crate::error::{StoreError, Verdict};
+use crate::lives::NodeLife;
 use crate::metric_id::MetricId;
 use crate::rows::{AlarmTransition, Measurement, Run, Series, Write};
 
@@ -291,6 +292,16 @@ impl Store for CassandraStore {
         async {
             let session = self.shared.session()?;
             schema::identity(&session, &self.shared.config.keyspace).await
+        }
+        .boxed()
+    }
+
+    fn lives(&self) -> BoxFuture<'_, Vec<NodeLife>> {
+        async {
+            match self.shared.session() {
+                Ok(session) => lives::ask(&session, &self.shared.config).await,
+                Err(_) => Vec::new(),
+            }
         }
         .boxed()
     }

@@ -186,6 +186,12 @@ impl Cassandra {
         self.process.pid()
     }
 
+    /// Directory of its commit log.
+    #[must_use]
+    pub fn commit_log(&self) -> std::path::PathBuf {
+        self.dir.as_ref().map(|dir| dir.path().join("commitlog")).unwrap_or_default()
+    }
+
     fn wait_ready(&mut self) -> Result<(), HarnessError> {
         for attempt in 1..=START_ATTEMPTS {
             let deadline = Instant::now() + READY_WAIT;

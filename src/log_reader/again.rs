@@ -1,0 +1,33 @@
+//! When the store may have lost what it confirmed.
+
+use std::time::Duration;
+
+use wal::{Chunk, Fs, WalError};
+
+use super::LogReader;
+use crate::sync::lock;
+
+impl<F: Fs> LogReader<F> {
+    /// Takes the acks of the last hold-back back, durably, and begins anew with the oldest record that is not delivered.
+    /// Returns how many records are to be delivered again. Nobody may ack what was gathered before; messages among them
+    /// that became dead letters become them again, with the same key.
+    ///
+    /// # Errors
+    /// The log failed: start again.
+    pub fn start_over(&mut self, now: Duration) -> Result<u64, WalError> {
+        // Whoever tells what is delivered sees both or neither.
+        let mut delivered = lock(&self.delivered);
+        let again = self.wal.redeliver(now);
+        self.next = self.wal.delivered();
+        delivered.start_over(self.next);
+        drop(delivered);
+        self.reader = self.wal.reader(self.next);
+        self.chunk = Chunk::default();
+        self.chunk_waits = false;
+        self.held = false;
+        self.gather = None;
+        self.missing = None;
+        self.wal.checkpoint(now)?;
+        Ok(again.iter().filter_map(|range| range.end.distance_from(range.start)).sum())
+    }
+}
