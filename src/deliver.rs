@@ -15,12 +15,11 @@
 //! | split | sent again as two halves; a single row counts as rejected | - | - |
 //! | reject | as split; a single row becomes a dead letter | - | - |
 //!
-//! The limit is that of the unit's [`Lane`]. It doubles per round until it was cut once or reached half of what is
-//! allowed, then grows by one per round; it is cut once per round at most, by answers to requests that were sent after
-//! the last cut.
+//! The limit is that of the unit's [`Lane`]; see `deliver/lanes.rs`.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::ops::Range;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use storage::{StoreError, Verdict};
@@ -28,6 +27,16 @@ use wal::Position;
 
 use crate::breaker::{Breaker, BreakerConfig, BreakerState};
 use crate::gather::RecordRef;
+use crate::pace::Pace;
+use crate::sync::lock;
+
+mod again;
+mod gathers;
+mod lanes;
+
+use gathers::{ACKED, GatherState};
+pub use lanes::Lane;
+use lanes::{LaneState, whole};
 
 /// Numbers that the machine decides by.
 #[derive(Debug, Clone, Copy)]
@@ -66,6 +75,9 @@ impl Default for DeliverConfig {
     }
 }
 
+/// Which part of the requests that may be in flight is left to who gives way: it goes on, slowly.
+const GIVING_WAY: usize = 16;
+
 /// Number of a gather within this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct GatherId(pub u64);
@@ -89,16 +101,8 @@ pub struct UnitPlan {
     pub after: Option<(UnitId, usize)>,
     /// The lane it goes in.
     pub lane: Lane,
-}
-
-/// Requests that fail, and are slow, together: those to one set of replicas. Each lane has a limit of its own, so that
-/// replicas that are away or slow do not hold up the others.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Lane {
-    /// Everything that goes to one set of replicas; `None`: nobody knows to which.
-    Replicas(Option<u64>),
-    /// Definitions: each touches many partitions.
-    Definitions,
+    /// Bytes that it takes on the way, about.
+    pub wire_bytes: usize,
 }
 
 /// What happened.
@@ -205,87 +209,8 @@ struct UnitState {
     followers: Vec<(usize, UnitId)>,
     is_definition: bool,
     lane: Lane,
+    wire_bytes: usize,
     sent: Duration,
-}
-
-/// What is sent and may be sent in a lane.
-#[derive(Debug)]
-struct LaneState {
-    ready: VecDeque<UnitId>,
-    in_flight: usize,
-    limit: f64,
-    /// Below this the limit doubles per round.
-    doubles_to: f64,
-    last_cut: Duration,
-    /// Stands in the line of lanes that may send.
-    in_line: bool,
-    /// Its last answer said that the store is away, or busy.
-    fails: bool,
-}
-
-impl LaneState {
-    fn new(in_flight_max: usize) -> Self {
-        Self {
-            ready: VecDeque::new(),
-            in_flight: 0,
-            limit: 8.0,
-            doubles_to: count_as_f64(in_flight_max) / 2.0,
-            last_cut: Duration::ZERO,
-            in_line: false,
-            fails: false,
-        }
-    }
-
-    fn is_busy(&self) -> bool {
-        self.in_flight > 0 || !self.ready.is_empty()
-    }
-
-    fn grow(&mut self, in_flight_max: usize) {
-        let more = if self.limit < self.doubles_to { 1.0 } else { 1.0 / self.limit };
-        self.limit = (self.limit + more).min(count_as_f64(in_flight_max)).max(1.0);
-    }
-
-    /// Cuts the limit to `part` of it, unless it was cut since the request was sent that gives the reason.
-    fn cut(&mut self, part: f64, sent: Duration, now: Duration) {
-        if sent < self.last_cut {
-            return;
-        }
-        self.last_cut = now;
-        self.limit = (self.limit * part).max(1.0);
-        self.doubles_to = self.limit;
-    }
-
-    /// After an outage.
-    fn start_slowly(&mut self, in_flight_max: usize) {
-        self.limit = 1.0;
-        self.doubles_to = count_as_f64(in_flight_max) / 2.0;
-    }
-}
-
-/// Marks a record of a gather that has been acknowledged to the log.
-const ACKED: u32 = u32::MAX;
-
-#[derive(Debug)]
-struct GatherState {
-    start: Position,
-    outstanding: Vec<u32>,
-    /// Records not finished.
-    unfinished: usize,
-    /// Finished records that are not acked yet.
-    finished_unacked: usize,
-    last_finished: Duration,
-}
-
-impl GatherState {
-    /// Whether it is worth acknowledging in parts: it waits for few records, or for some that do not come. While it moves
-    /// on, what is finished lies scattered between what is not, and would be acknowledged in as many ranges.
-    fn lags(&self, now: Duration) -> bool {
-        const STUCK: Duration = Duration::from_secs(5);
-        const FEW: usize = 1000;
-        self.finished_unacked > 0
-            && (self.unfinished <= FEW.max(self.outstanding.len() / 64)
-                || now.saturating_sub(self.last_finished) >= STUCK)
-    }
 }
 
 /// The machine.
@@ -312,6 +237,10 @@ pub struct Deliver {
     counts: DeliverCounts,
     last_error: Option<StoreError>,
     outstanding_rows: usize,
+    pace: Option<Arc<Mutex<Pace>>>,
+    /// Nothing is sent before: that would be faster than the pace.
+    paced_until: Option<Duration>,
+    gives_way: bool,
 }
 
 impl Deliver {
@@ -337,7 +266,29 @@ impl Deliver {
             counts: DeliverCounts::default(),
             last_error: None,
             outstanding_rows: 0,
+            pace: None,
+            paced_until: None,
+            gives_way: false,
         }
+    }
+
+    /// Sends no faster than `pace` lets all who share it.
+    #[must_use]
+    pub fn with_pace(mut self, pace: Option<Arc<Mutex<Pace>>>) -> Self {
+        self.pace = pace;
+        self
+    }
+
+    /// While others go first, only a sixteenth of the requests are sent that may be in flight.
+    pub fn give_way(&mut self, gives_way: bool) {
+        self.gives_way = gives_way;
+    }
+
+    /// Whether something is on its way to the store, or may be sent to it.
+    #[must_use]
+    pub fn is_sending(&self) -> bool {
+        self.breaker.state() == BreakerState::Closed
+            && (self.in_flight > 0 || !self.line.is_empty())
     }
 
     /// Applies `event` at monotonic time `now` and appends what to do to `effects`.
@@ -375,7 +326,7 @@ impl Deliver {
             self.last_flush
                 .map_or(Duration::ZERO, |last| last.saturating_add(self.config.flush_interval))
         });
-        retry_or_probe.into_iter().chain(flush).min()
+        retry_or_probe.into_iter().chain(flush).chain(self.paced_until).min()
     }
 
     /// True when every gather is finished and acknowledged.
@@ -469,6 +420,7 @@ impl Deliver {
                 followers: Vec::new(),
                 is_definition: plan.is_definition,
                 lane: plan.lane,
+                wire_bytes: plan.wire_bytes,
                 sent: Duration::ZERO,
             },
         );
@@ -683,7 +635,17 @@ impl Deliver {
         {
             self.get_ready(unit);
         }
-        while self.in_flight < self.config.in_flight_max.max(1) {
+        self.paced_until = None;
+        let in_flight_max = if self.gives_way {
+            self.config.in_flight_max / GIVING_WAY
+        } else {
+            self.config.in_flight_max
+        };
+        while self.in_flight < in_flight_max.max(1) {
+            self.paced_until = self.pace_until(now);
+            if self.paced_until.is_some() {
+                break;
+            }
             let Some(lane) = self.line.pop_front() else { break };
             let state = self.lane(lane);
             state.in_line = false;
@@ -710,10 +672,22 @@ impl Deliver {
             self.in_flight = self.in_flight.saturating_add(1);
             if let Some(unit) = self.units.get_mut(&unit) {
                 unit.sent = now;
+                if let Some(pace) = &self.pace {
+                    lock(pace).take(unit.wire_bytes);
+                }
             }
             effects.push(Effect::Write(unit));
             self.stand_in_line(lane);
         }
+    }
+
+    /// When the pace lets the next request leave, if not now.
+    fn pace_until(&self, now: Duration) -> Option<Duration> {
+        if self.line.is_empty() {
+            return None;
+        }
+        let at = lock(self.pace.as_ref()?).next_at(now, self.gives_way);
+        (at > now).then_some(at)
     }
 
     /// Definitions of many series go to many replicas: one that is away must not keep the others from being written.
@@ -812,45 +786,5 @@ impl Deliver {
     }
 }
 
-impl GatherState {
-    fn ack_finished(&mut self, effects: &mut Vec<Effect>) {
-        let start = self.start.get();
-        let ack = |first: u64, end: u64| {
-            Effect::Ack(
-                Position::new(start.saturating_add(first))
-                    ..Position::new(start.saturating_add(end)),
-            )
-        };
-        let mut run: Option<(u64, u64)> = None;
-        for (index, count) in self.outstanding.iter_mut().enumerate() {
-            let index = u64::try_from(index).unwrap_or(u64::MAX);
-            if *count == 0 {
-                *count = ACKED;
-                run = Some((run.map_or(index, |(first, _)| first), index.saturating_add(1)));
-            } else if let Some((first, end)) = run.take() {
-                effects.push(ack(first, end));
-            }
-        }
-        if let Some((first, end)) = run {
-            effects.push(ack(first, end));
-        }
-        self.finished_unacked = 0;
-    }
-}
-
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "between 1 and the in-flight maximum"
-)]
-fn whole(limit: f64) -> usize {
-    limit as usize
-}
-
-fn count_as_f64(count: usize) -> f64 {
-    f64::from(u32::try_from(count).unwrap_or(u32::MAX))
-}
-
-mod again;
 #[cfg(test)]
 mod tests;

@@ -16,6 +16,7 @@ use crate::dead_letters::{DeadLetter, DeadLetterError, DeadLetters};
 use crate::deliver::{Deliver, DeliverConfig, Effect, Event, GatherId, Lane, UnitId, UnitPlan};
 use crate::envelope::Envelope;
 use crate::gather::{GatherCounts, Gathered, RecordRef, Unit};
+use crate::pace::Pace;
 use crate::sync::lock;
 
 mod again;
@@ -102,6 +103,18 @@ impl<F: Fs> Delivery<F> {
             breaker_changes: Vec::new(),
             effects: Vec::new(),
         }
+    }
+
+    /// Sends no faster than `pace` lets all who share it.
+    #[must_use]
+    pub fn with_pace(mut self, pace: Option<Arc<Mutex<Pace>>>) -> Self {
+        self.machine = self.machine.with_pace(pace);
+        self
+    }
+
+    /// While others go first, little is sent.
+    pub fn give_way(&mut self, gives_way: bool) {
+        self.machine.give_way(gives_way);
     }
 
     /// Takes over a stretch of the log.
@@ -239,6 +252,7 @@ impl<F: Fs> Delivery<F> {
             is_definition,
             after: None,
             lane: if is_definition { Lane::Definitions } else { lane },
+            wire_bytes: unit.as_write().wire_bytes(),
         };
         self.unit_bytes = self.unit_bytes.saturating_add(unit.bytes());
         self.units.insert(id, Arc::new(unit));

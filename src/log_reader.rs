@@ -355,8 +355,10 @@ mod tests {
         let pull = |reader: &mut LogReader<SimDisk>| {
             let gathered = reader.pull(true, Duration::ZERO, NOW_MS).unwrap()?;
             let definitions = gathered.units.iter();
-            let definitions =
-                definitions.filter(|planned| matches!(planned.unit, Unit::Definition(_))).count();
+            let definitions: usize = definitions
+                .filter(|planned| matches!(planned.unit, Unit::Definitions(_)))
+                .map(|planned| planned.unit.rows())
+                .sum();
             Some((gathered.start, gathered.end(), gathered.counts.rows, definitions))
         };
         let all = Some((Position::ZERO, Position::new(10), 10, 1));

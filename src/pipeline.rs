@@ -41,12 +41,18 @@ use crate::offset_note::{LogOffsets, OffsetCarry};
 use crate::offset_trail;
 use crate::offsets::PartitionProgress;
 use crate::orders::Orders;
+use crate::pace::Pace;
+use crate::precedence::{Claim, Precedence};
 use crate::redelivery::Redelivery;
 use crate::sync::lock;
 use crate::writers::{Answer, Writers};
 
 /// How often the log is checkpointed and reclaimed.
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(1);
+/// How often a busy second stage tells what it does.
+const PUBLISH_INTERVAL: Duration = Duration::from_millis(50);
+/// While rows are gathered, what becomes durable is looked at so often: each look costs as much as many rows.
+const LOOK_INTERVAL: Duration = Duration::from_millis(10);
 /// The next gather is taken over when what is held of those before takes no more than this: enough to keep the store
 /// busy until the next one is grouped.
 const HELD_BYTES_MAX: usize = 8 << 20;
@@ -163,6 +169,10 @@ pub struct Surroundings {
     pub instance: String,
     /// Takes the first reason to end the process.
     pub fatal: Sender<anyhow::Error>,
+    /// Lets alarms go before metrics.
+    pub precedence: Precedence,
+    /// How fast bytes may leave for the store.
+    pub pace: Option<Arc<Mutex<Pace>>>,
 }
 
 /// A running pipeline.
@@ -341,7 +351,12 @@ impl Pipeline {
                 wal.clone(),
                 surroundings.dead_letters.clone(),
                 memory,
-            ),
+            )
+            .with_pace(surroundings.pace.clone()),
+            turn: match kind {
+                Kind::Alarms => Turn::First(surroundings.precedence.claim()),
+                Kind::Metrics => Turn::AfterOthers(surroundings.precedence.clone()),
+            },
             wal,
             delivered,
             writers,
@@ -563,7 +578,10 @@ fn read_log(
                 due.saturating_sub(started.elapsed())
                     .clamp(Duration::from_millis(1), Duration::from_millis(200))
             });
-            view.wal.wait_durable(log_reader.next(), wait);
+            if log_reader.due().is_some() {
+                std::thread::sleep(wait.min(LOOK_INTERVAL));
+            }
+            view.wal.wait_durable(log_reader.next(), wait.saturating_sub(LOOK_INTERVAL));
             continue;
         };
         let mut reading = Reading { beginning, gathered: Box::new(gathered) };
@@ -637,8 +655,15 @@ struct Reading {
 }
 
 /// The thread between the log and the writers.
+/// Whose requests go first.
+enum Turn {
+    First(Claim),
+    AfterOthers(Precedence),
+}
+
 struct DeliverStage {
     delivery: Delivery<DiskFs>,
+    turn: Turn,
     wal: Wal<DiskFs>,
     delivered: Arc<Mutex<DeliveredOffsets>>,
     writers: Writers,
@@ -660,6 +685,7 @@ impl DeliverStage {
         let mut last_checkpoint = Duration::ZERO;
         let mut more_to_come = true;
         let mut said_blocked = None;
+        let mut publish_at = Duration::ZERO;
         let mut writer_counts = self.view.deliver().writers;
         while (more_to_come || !self.delivery.is_idle()) && !self.give_up.is_cancelled() {
             let now = self.started.elapsed();
@@ -667,6 +693,12 @@ impl DeliverStage {
                 self.delivery.start_over(now)?;
                 self.beginning = self.beginning.saturating_add(1);
                 self.view.redelivery.stopped();
+            }
+            match &self.turn {
+                Turn::First(claim) => claim.set(self.delivery.machine().is_sending()),
+                Turn::AfterOthers(precedence) => {
+                    self.delivery.give_way(precedence.is_claimed());
+                }
             }
             // A store that flushes works here; the next answers wait meanwhile, and so does the log.
             if self.delivery.take_flush() {
@@ -704,7 +736,10 @@ impl DeliverStage {
                     );
                 }
             }
-            self.publish(&writer_counts);
+            if self.delivery.is_idle() || now >= publish_at {
+                publish_at = now.saturating_add(PUBLISH_INTERVAL);
+                self.publish(&writer_counts);
+            }
 
             // Dead letters without room hold up what follows them, as a full log does: it waits in the main log.
             let blocked = self.delivery.dead_letters_blocked();

@@ -72,13 +72,14 @@ pub fn insert() -> Figures {
                             continue;
                         }
                         if let [row] = &rows[..] {
-                            session.execute_unpaged(&statement, row).await.unwrap();
+                            // A node that is busy for a moment is no reason to end; the wait counts.
+                            while session.execute_unpaged(&statement, row).await.is_err() {}
                         } else {
                             let mut batch = Batch::new(BatchType::Unlogged);
                             for _ in &rows {
                                 batch.append_statement(statement.clone());
                             }
-                            session.batch(&batch, &rows).await.unwrap();
+                            while session.batch(&batch, &rows).await.is_err() {}
                         }
                         requests += 1;
                     }

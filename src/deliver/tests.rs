@@ -16,6 +16,7 @@ fn plan(id: u64, records: &[u32]) -> UnitPlan {
         is_definition: false,
         after: None,
         lane: Lane::Replicas(None),
+        wire_bytes: 1000,
     }
 }
 
@@ -391,4 +392,68 @@ fn a_probe_that_is_under_way_when_all_is_forgotten_still_closes_the_breaker() {
     machine.on(Event::StartOver, 60 * SECOND, &mut effects);
     let effects = done(&mut machine, 1, Ok(()), 61 * SECOND);
     assert_eq!(effects, [Effect::Breaker(BreakerState::Closed)]);
+}
+
+#[test]
+fn who_gives_way_sends_little_but_does_not_stop_and_has_all_of_it_back_afterwards() {
+    let config = DeliverConfig { in_flight_max: 64, ..DeliverConfig::default() };
+    let mut machine = Deliver::new(config);
+    machine.give_way(true);
+    let mut effects = Vec::new();
+    let units = (1..=100).map(|id| to(id, id)).collect();
+    let event = Event::Gathered {
+        gather: GatherId(1),
+        start: Position::new(100),
+        outstanding: vec![1; 100],
+        units,
+    };
+    machine.on(event, SECOND, &mut effects);
+    assert_eq!(writes(&effects).len(), 64 / 16);
+    let effects = done(&mut machine, writes(&effects)[0], Ok(()), SECOND);
+    assert_eq!(writes(&effects).len(), 1);
+    machine.give_way(false);
+    let mut effects = Vec::new();
+    machine.on(Event::Tick, SECOND, &mut effects);
+    assert_eq!(writes(&effects).len(), 60);
+}
+
+#[test]
+fn two_machines_of_one_pace_send_no_more_bytes_than_it_allows() {
+    let pace = Arc::new(Mutex::new(Pace::new(10_000)));
+    let mut machines: Vec<Deliver> = (0..2)
+        .map(|_| Deliver::new(DeliverConfig::default()).with_pace(Some(Arc::clone(&pace))))
+        .collect();
+    let (mut sent, mut now) = (0, SECOND);
+    for machine in &mut machines {
+        let event = Event::Gathered {
+            gather: GatherId(1),
+            start: Position::new(100),
+            outstanding: vec![1; 1000],
+            units: (1..=1000).map(|id| to(id, id)).collect(),
+        };
+        let mut effects = Vec::new();
+        machine.on(event, now, &mut effects);
+        let mut answered = writes(&effects);
+        while let Some(unit) = answered.pop() {
+            sent += 1;
+            answered.extend(writes(&done(machine, unit, Ok(()), now)));
+        }
+    }
+    // What may be sent at once: a quarter of a second.
+    assert_eq!(sent, 3);
+    while now < 11 * SECOND {
+        let due: Vec<Duration> = machines.iter().filter_map(Deliver::next_deadline).collect();
+        now = (*due.iter().min().unwrap()).max(now);
+        for machine in &mut machines {
+            let mut effects = Vec::new();
+            machine.on(Event::Tick, now, &mut effects);
+            let mut answered = writes(&effects);
+            while let Some(unit) = answered.pop() {
+                sent += 1;
+                answered.extend(writes(&done(machine, unit, Ok(()), now)));
+            }
+        }
+    }
+    // A thousand bytes each, ten thousand a second, for ten seconds.
+    assert!((98..=105).contains(&sent), "{sent}");
 }

@@ -168,6 +168,59 @@ impl Write<'_> {
         }
     }
 
+    /// Bytes that it takes on the way to a remote store, about.
+    #[must_use]
+    pub fn wire_bytes(&self) -> usize {
+        /// What each statement of a batch has besides its values: id, lengths, write time and expiry.
+        const ROW_BYTES: usize = 64;
+        /// A measurement's id, time and value.
+        const MEASUREMENT_BYTES: usize = 48;
+        const REQUEST_BYTES: usize = 64;
+        let measurements = |rows: &[Measurement]| -> usize {
+            let bytes = rows.iter().map(|row| row.value_meta.len());
+            bytes.sum::<usize>().saturating_add(
+                rows.len().saturating_mul(ROW_BYTES.saturating_add(MEASUREMENT_BYTES)),
+            )
+        };
+        let rows = match self {
+            // In five tables: most texts of a series stand in two of them, each dimension in three more.
+            Write::Definitions(definitions) => definitions
+                .iter()
+                .map(|definition| {
+                    let series = definition.series.as_ref();
+                    let name = series
+                        .region
+                        .len()
+                        .saturating_add(series.tenant_id.len())
+                        .saturating_add(series.name.len());
+                    let dimensions: usize = series
+                        .dimensions
+                        .iter()
+                        .map(|dimension| dimension.name.len().saturating_add(dimension.value.len()))
+                        .sum();
+                    let each = name.saturating_add(ROW_BYTES);
+                    let lists = each.saturating_add(dimensions).saturating_mul(2);
+                    let shared =
+                        each.saturating_mul(series.dimensions.len()).saturating_add(dimensions);
+                    lists.saturating_add(shared.saturating_mul(3))
+                })
+                .sum(),
+            Write::Measurements { rows, .. } => measurements(rows),
+            Write::Runs(runs) => runs.iter().map(|run| measurements(&run.rows)).sum(),
+            Write::Alarms(rows) => rows
+                .iter()
+                .map(|row| {
+                    [&row.tenant_id, &row.alarm_id, &row.metric, &row.reason, &row.sub_alarms]
+                        .iter()
+                        .map(|text| text.len())
+                        .sum::<usize>()
+                        .saturating_add(ROW_BYTES)
+                })
+                .sum(),
+        };
+        rows.saturating_add(REQUEST_BYTES)
+    }
+
     /// True when there is nothing to write.
     #[must_use]
     pub fn is_empty(&self) -> bool {
