@@ -6,7 +6,7 @@ CARGO ?= cargo
 # Absolute, because some are built in workspaces of their own.
 OWN_TARGET = $(abspath $(or $(CARGO_TARGET_DIR),target))
 
-.PHONY: help demo test check test-fast test-services services bench-e2e bench-ingest bench-wal bench-decode fuzz loom miri deny fmt
+.PHONY: help demo test check test-fast test-services services bench-drain bench-e2e bench-ingest bench-wal bench-decode fuzz loom miri deny fmt
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -68,6 +68,10 @@ services: ## Start Kafka and Cassandra for people; Ctrl-C stops both.
 bench-e2e: ## Kafka to log to Cassandra, beside bare clients, in one run.
 	@scripts/setup test
 	$(CARGO) bench --locked --bench e2e
+
+bench-drain: ## Log to Cassandra, draining and live, beside the bare driver: rate, CPU and memory.
+	@scripts/setup test
+	$(CARGO) bench --locked --bench drain
 
 bench-ingest: ## Kafka to log, beside librdkafka that only consumes: rate, CPU and memory.
 	@scripts/setup test

@@ -186,7 +186,7 @@ impl PipelineConfig {
             batch_rows_max: 100,
             batch_bytes_max: ByteSize::kib(64),
             freshness: Duration::from_secs(1),
-            gather_rows_max: 50_000,
+            gather_rows_max: 500_000,
             message_bytes_max: ByteSize::mib(1),
         }
     }
@@ -347,6 +347,8 @@ pub struct StoreConfig {
     pub definition_refresh: Duration,
     /// Most series remembered as written; about 22 bytes each, taken as they appear.
     pub definitions_max: usize,
+    /// Most bytes a second that are sent to the store, all pipelines together, about; `None`: no limit.
+    pub max_write_bytes_per_second: Option<ByteSize>,
 }
 
 impl Default for StoreConfig {
@@ -357,6 +359,7 @@ impl Default for StoreConfig {
             sled: SledSection::default(),
             definition_refresh: Duration::from_secs(24 * 60 * 60),
             definitions_max: 2_000_000,
+            max_write_bytes_per_second: None,
         }
     }
 }

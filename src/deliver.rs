@@ -8,14 +8,18 @@
 //!
 //! | verdict | unit | breaker | in-flight limit |
 //! |---|---|---|---|
-//! | written | messages acknowledged (after a flush where the store needs one) | closes | grows by one per round |
-//! | retry | sent again after a jittered backoff, for ever | counts a failure | halves |
+//! | written | messages acknowledged (after a flush where the store needs one) | closes | grows |
+//! | written, late | the same | closes | shrinks by a quarter |
+//! | retry | sent again after a jittered backoff, for ever; definitions in halves from the second time on | counts a failure | halves |
 //! | wait | sent again when a probe succeeded | opens at once | halves |
 //! | split | sent again as two halves; a single row counts as rejected | - | - |
 //! | reject | as split; a single row becomes a dead letter | - | - |
+//!
+//! The limit is that of the unit's [`Lane`]; see `deliver/lanes.rs`.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::ops::Range;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use storage::{StoreError, Verdict};
@@ -23,12 +27,24 @@ use wal::Position;
 
 use crate::breaker::{Breaker, BreakerConfig, BreakerState};
 use crate::gather::RecordRef;
+use crate::pace::Pace;
+use crate::sync::lock;
+
+mod again;
+mod gathers;
+mod lanes;
+
+use gathers::{ACKED, GatherState};
+pub use lanes::Lane;
+use lanes::{LaneState, whole};
 
 /// Numbers that the machine decides by.
 #[derive(Debug, Clone, Copy)]
 pub struct DeliverConfig {
-    /// Most requests in flight.
+    /// Most requests in flight, in all lanes together.
     pub in_flight_max: usize,
+    /// An answer that takes longer says that too much is in flight.
+    pub late: Duration,
     /// First wait before a unit is sent again; doubles with each attempt, full jitter.
     pub backoff_first: Duration,
     /// Longest wait before a unit is sent again.
@@ -47,6 +63,8 @@ impl Default for DeliverConfig {
     fn default() -> Self {
         Self {
             in_flight_max: 64,
+            // Ten times what a loaded node takes, half of what a node itself calls a time-out.
+            late: Duration::from_secs(1),
             backoff_first: Duration::from_millis(50),
             backoff_max: Duration::from_secs(30),
             needs_flush: false,
@@ -56,6 +74,9 @@ impl Default for DeliverConfig {
         }
     }
 }
+
+/// Which part of the requests that may be in flight is left to who gives way: it goes on, slowly.
+const GIVING_WAY: usize = 16;
 
 /// Number of a gather within this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -74,10 +95,14 @@ pub struct UnitPlan {
     pub records: Vec<RecordRef>,
     /// Rows in it.
     pub rows: usize,
-    /// Whether it is a definition, which no message waits for directly.
+    /// Whether it is of definitions, which no message waits for directly.
     pub is_definition: bool,
-    /// The definition that must be written before it.
-    pub after: Option<UnitId>,
+    /// The definition that must be written before it: a unit, and the definition's number in it.
+    pub after: Option<(UnitId, usize)>,
+    /// The lane it goes in.
+    pub lane: Lane,
+    /// Bytes that it takes on the way, about.
+    pub wire_bytes: usize,
 }
 
 /// What happened.
@@ -180,21 +205,12 @@ struct UnitState {
     records: Vec<RecordRef>,
     rows: usize,
     attempts: u32,
-    followers: Vec<UnitId>,
+    /// What waits for it, and for which of its definitions.
+    followers: Vec<(usize, UnitId)>,
     is_definition: bool,
-}
-
-/// Marks a record of a gather that has been acknowledged to the log.
-const ACKED: u32 = u32::MAX;
-
-#[derive(Debug)]
-struct GatherState {
-    start: Position,
-    outstanding: Vec<u32>,
-    /// Records not finished.
-    unfinished: usize,
-    /// Finished records that are not acked yet.
-    finished_unacked: usize,
+    lane: Lane,
+    wire_bytes: usize,
+    sent: Duration,
 }
 
 /// The machine.
@@ -202,14 +218,15 @@ struct GatherState {
 pub struct Deliver {
     config: DeliverConfig,
     units: HashMap<UnitId, UnitState>,
-    ready: VecDeque<UnitId>,
+    lanes: BTreeMap<Lane, LaneState>,
+    /// Lanes that have something to send and may; each once, the next first.
+    line: VecDeque<Lane>,
     waiting: BTreeSet<(Duration, UnitId)>,
     /// Waiting for a definition.
     blocked: usize,
     in_flight: usize,
     /// Those of them whose units are forgotten: see [`Event::StartOver`].
     abandoned: usize,
-    limit: f64,
     gathers: BTreeMap<GatherId, GatherState>,
     breaker: Breaker,
     written_unflushed: Vec<(GatherId, Vec<RecordRef>)>,
@@ -220,6 +237,10 @@ pub struct Deliver {
     counts: DeliverCounts,
     last_error: Option<StoreError>,
     outstanding_rows: usize,
+    pace: Option<Arc<Mutex<Pace>>>,
+    /// Nothing is sent before: that would be faster than the pace.
+    paced_until: Option<Duration>,
+    gives_way: bool,
 }
 
 impl Deliver {
@@ -229,12 +250,12 @@ impl Deliver {
         Self {
             config,
             units: HashMap::new(),
-            ready: VecDeque::new(),
+            lanes: BTreeMap::new(),
+            line: VecDeque::new(),
             waiting: BTreeSet::new(),
             blocked: 0,
             in_flight: 0,
             abandoned: 0,
-            limit: 8.0,
             gathers: BTreeMap::new(),
             breaker: Breaker::new(config.breaker),
             written_unflushed: Vec::new(),
@@ -245,19 +266,43 @@ impl Deliver {
             counts: DeliverCounts::default(),
             last_error: None,
             outstanding_rows: 0,
+            pace: None,
+            paced_until: None,
+            gives_way: false,
         }
+    }
+
+    /// Sends no faster than `pace` lets all who share it.
+    #[must_use]
+    pub fn with_pace(mut self, pace: Option<Arc<Mutex<Pace>>>) -> Self {
+        self.pace = pace;
+        self
+    }
+
+    /// While others go first, only a sixteenth of the requests are sent that may be in flight.
+    pub fn give_way(&mut self, gives_way: bool) {
+        self.gives_way = gives_way;
+    }
+
+    /// Whether something is on its way to the store, or may be sent to it.
+    #[must_use]
+    pub fn is_sending(&self) -> bool {
+        self.breaker.state() == BreakerState::Closed
+            && (self.in_flight > 0 || !self.line.is_empty())
     }
 
     /// Applies `event` at monotonic time `now` and appends what to do to `effects`.
     pub fn on(&mut self, event: Event, now: Duration, effects: &mut Vec<Effect>) {
         match event {
             Event::Gathered { gather, start, outstanding, units } => {
-                self.gathered(gather, start, outstanding, units, effects);
+                self.gathered(gather, start, outstanding, units, now, effects);
             }
-            Event::DeadLettered { gather, records } => self.finish(gather, &records, effects),
+            Event::DeadLettered { gather, records } => {
+                self.finish(gather, &records, now, effects);
+            }
             Event::Done { unit, outcome } => self.done(unit, outcome, now, effects),
             Event::Halves { unit, halves } => self.halves(unit, halves),
-            Event::Flushed { ok } => self.flushed(ok, effects),
+            Event::Flushed { ok } => self.flushed(ok, now, effects),
             Event::StartOver => self.start_over(effects),
             Event::Tick => {}
         }
@@ -281,7 +326,7 @@ impl Deliver {
             self.last_flush
                 .map_or(Duration::ZERO, |last| last.saturating_add(self.config.flush_interval))
         });
-        retry_or_probe.into_iter().chain(flush).min()
+        retry_or_probe.into_iter().chain(flush).chain(self.paced_until).min()
     }
 
     /// True when every gather is finished and acknowledged.
@@ -311,7 +356,8 @@ impl Deliver {
     /// Current limit of requests in flight.
     #[must_use]
     pub fn in_flight_limit(&self) -> usize {
-        whole(self.limit)
+        let limits = self.lanes.values().map(|lane| whole(lane.limit));
+        limits.sum::<usize>().min(self.config.in_flight_max)
     }
 
     /// Where the breaker stands.
@@ -338,22 +384,25 @@ impl Deliver {
         start: Position,
         outstanding: Vec<u32>,
         units: Vec<UnitPlan>,
+        now: Duration,
         effects: &mut Vec<Effect>,
     ) {
         let unfinished = outstanding.iter().filter(|count| **count > 0).count();
         let finished_unacked = outstanding.len().saturating_sub(unfinished);
-        self.gathers
-            .insert(gather, GatherState { start, outstanding, unfinished, finished_unacked });
+        self.gathers.insert(
+            gather,
+            GatherState { start, outstanding, unfinished, finished_unacked, last_finished: now },
+        );
         for plan in units {
             let after = plan.after;
             let id = plan.id;
             self.add_unit(plan, gather, 0);
-            match after.and_then(|definition| self.units.get_mut(&definition)) {
-                Some(definition) => {
-                    definition.followers.push(id);
+            match after.and_then(|(unit, row)| Some((self.units.get_mut(&unit)?, row))) {
+                Some((definitions, row)) => {
+                    definitions.followers.push((row, id));
                     self.blocked = self.blocked.saturating_add(1);
                 }
-                None => self.ready.push_back(id),
+                None => self.get_ready(id),
             }
         }
         self.close_if_finished(gather, effects);
@@ -370,8 +419,32 @@ impl Deliver {
                 attempts,
                 followers: Vec::new(),
                 is_definition: plan.is_definition,
+                lane: plan.lane,
+                wire_bytes: plan.wire_bytes,
+                sent: Duration::ZERO,
             },
         );
+    }
+
+    fn lane(&mut self, lane: Lane) -> &mut LaneState {
+        let in_flight_max = self.config.in_flight_max;
+        self.lanes.entry(lane).or_insert_with(|| LaneState::new(in_flight_max))
+    }
+
+    /// The unit is sent when it is its turn.
+    fn get_ready(&mut self, unit: UnitId) {
+        if let Some(lane) = self.units.get(&unit).map(|state| state.lane) {
+            self.lane(lane).ready.push_back(unit);
+            self.stand_in_line(lane);
+        }
+    }
+
+    fn stand_in_line(&mut self, lane: Lane) {
+        let state = self.lane(lane);
+        if !state.in_line && !state.ready.is_empty() {
+            state.in_line = true;
+            self.line.push_back(lane);
+        }
     }
 
     fn remove_unit(&mut self, unit: UnitId) -> Option<UnitState> {
@@ -387,13 +460,31 @@ impl Deliver {
         now: Duration,
         effects: &mut Vec<Effect>,
     ) {
-        if !self.units.contains_key(&unit) {
+        let Some((lane, sent)) = self.units.get(&unit).map(|state| (state.lane, state.sent)) else {
             self.abandoned_done(outcome, now, effects);
             return;
-        }
+        };
         self.in_flight = self.in_flight.saturating_sub(1);
+        let in_flight_max = self.config.in_flight_max;
+        let is_late = now.saturating_sub(sent) > self.config.late;
+        let lane_state = self.lane(lane);
+        lane_state.in_flight = lane_state.in_flight.saturating_sub(1);
+        match &outcome {
+            Err(error) if matches!(error.verdict, Verdict::Retry | Verdict::Wait) => {
+                lane_state.fails = true;
+                lane_state.cut(0.5, sent, now);
+            }
+            answer => {
+                lane_state.fails = false;
+                match answer {
+                    Ok(()) if is_late => lane_state.cut(0.75, sent, now),
+                    Ok(()) => lane_state.grow(in_flight_max),
+                    Err(_) => {}
+                }
+            }
+        }
         match outcome {
-            Ok(()) => self.written(unit, effects),
+            Ok(()) => self.written(unit, now, effects),
             Err(error) => {
                 let verdict = error.verdict;
                 match verdict {
@@ -409,32 +500,34 @@ impl Deliver {
                 self.last_error = Some(error);
             }
         }
+        self.stand_in_line(lane);
     }
 
-    fn written(&mut self, unit: UnitId, effects: &mut Vec<Effect>) {
+    fn written(&mut self, unit: UnitId, now: Duration, effects: &mut Vec<Effect>) {
         let Some(state) = self.remove_unit(unit) else { return };
         self.store_answers(effects);
         self.last_error = None;
-        self.limit = (self.limit + 1.0 / self.limit).min(count_as_f64(self.config.in_flight_max));
         self.counts.requests_ok = self.counts.requests_ok.saturating_add(1);
         if !state.is_definition {
             let rows = u64::try_from(state.rows).unwrap_or(u64::MAX);
             self.counts.rows_written = self.counts.rows_written.saturating_add(rows);
         }
         self.blocked = self.blocked.saturating_sub(state.followers.len());
-        self.ready.extend(state.followers);
+        for (_, follower) in state.followers {
+            self.get_ready(follower);
+        }
         effects.push(Effect::Forget { unit, written: true });
         if self.config.needs_flush {
             self.written_unflushed.push((state.gather, state.records));
         } else {
-            self.finish(state.gather, &state.records, effects);
+            self.finish(state.gather, &state.records, now, effects);
         }
     }
 
     fn store_answers(&mut self, effects: &mut Vec<Effect>) {
         if self.breaker.succeeded() {
-            // Slow start after an outage.
-            self.limit = 1.0;
+            let in_flight_max = self.config.in_flight_max;
+            self.lanes.values_mut().for_each(|lane| lane.start_slowly(in_flight_max));
             effects.push(Effect::Breaker(BreakerState::Closed));
         }
     }
@@ -447,8 +540,11 @@ impl Deliver {
         effects: &mut Vec<Effect>,
     ) {
         self.counts.retries = self.counts.retries.saturating_add(1);
-        self.limit = (self.limit / 2.0).max(1.0);
-        if self.breaker.failed(operator_must_act, now) {
+        // Some replicas that are away are not the store. What became of a probe is always said.
+        let is_the_store = operator_must_act
+            || self.breaker.state() != BreakerState::Closed
+            || self.lanes.values().all(|lane| lane.fails || !lane.is_busy());
+        if is_the_store && self.breaker.failed(operator_must_act, now) {
             effects.push(Effect::Breaker(BreakerState::Open));
         }
         let Some(state) = self.units.get_mut(&unit) else { return };
@@ -472,7 +568,7 @@ impl Deliver {
             // A series that cannot be described: its rows would have no name.
             effects.push(Effect::Forget { unit, written: false });
             self.blocked = self.blocked.saturating_sub(state.followers.len());
-            for follower in state.followers {
+            for (_, follower) in state.followers {
                 if let Some(follower_state) = self.remove_unit(follower) {
                     self.give_up(follower, &follower_state, error, effects);
                 }
@@ -501,11 +597,23 @@ impl Deliver {
 
     fn halves(&mut self, unit: UnitId, halves: [UnitPlan; 2]) {
         let Some(state) = self.remove_unit(unit) else { return };
+        let mut followers = state.followers;
         for half in halves {
-            let id = half.id;
-            self.add_unit(half, state.gather, state.attempts);
-            self.ready.push_front(id);
+            let (id, rows) = (half.id, half.rows);
+            self.add_unit(UnitPlan { lane: state.lane, ..half }, state.gather, state.attempts);
+            // What waits for a definition waits for the half it is in.
+            let (own, others): (Vec<_>, Vec<_>) =
+                followers.into_iter().partition(|(row, _)| *row < rows);
+            followers = others
+                .into_iter()
+                .map(|(row, follower)| (row.saturating_sub(rows), follower))
+                .collect();
+            if let Some(half) = self.units.get_mut(&id) {
+                half.followers = own;
+            }
+            self.lane(state.lane).ready.push_front(id);
         }
+        self.stand_in_line(state.lane);
     }
 
     /// Moves what has waited long enough to the ready queue.
@@ -515,27 +623,80 @@ impl Deliver {
                 break;
             }
             self.waiting.remove(&(due, unit));
-            self.ready.push_back(unit);
+            self.get_ready(unit);
         }
     }
 
     fn send(&mut self, now: Duration, effects: &mut Vec<Effect>) {
         // A probe must be possible even when everything that is left waits for its backoff.
-        if self.ready.is_empty()
+        if self.line.is_empty()
             && self.breaker.probe_at().is_some_and(|at| now >= at)
             && let Some((_, unit)) = self.waiting.pop_first()
         {
-            self.ready.push_back(unit);
+            self.get_ready(unit);
         }
-        while self.in_flight < whole(self.limit).min(self.config.in_flight_max).max(1) {
-            let Some(unit) = self.ready.front().copied() else { break };
-            if !self.breaker.admit(now) {
+        self.paced_until = None;
+        let in_flight_max = if self.gives_way {
+            self.config.in_flight_max / GIVING_WAY
+        } else {
+            self.config.in_flight_max
+        };
+        while self.in_flight < in_flight_max.max(1) {
+            self.paced_until = self.pace_until(now);
+            if self.paced_until.is_some() {
                 break;
             }
-            self.ready.pop_front();
+            let Some(lane) = self.line.pop_front() else { break };
+            let state = self.lane(lane);
+            state.in_line = false;
+            // Stands in line again when one of its requests was answered.
+            if state.in_flight >= whole(state.limit).max(1) {
+                continue;
+            }
+            let Some(unit) = state.ready.front().copied() else { continue };
+            if self.is_better_halved(unit) {
+                self.lane(lane).ready.pop_front();
+                self.counts.splits = self.counts.splits.saturating_add(1);
+                effects.push(Effect::Split(unit));
+                self.stand_in_line(lane);
+                continue;
+            }
+            if !self.breaker.admit(now) {
+                self.lane(lane).in_line = true;
+                self.line.push_front(lane);
+                break;
+            }
+            let state = self.lane(lane);
+            state.ready.pop_front();
+            state.in_flight = state.in_flight.saturating_add(1);
             self.in_flight = self.in_flight.saturating_add(1);
+            if let Some(unit) = self.units.get_mut(&unit) {
+                unit.sent = now;
+                if let Some(pace) = &self.pace {
+                    lock(pace).take(unit.wire_bytes);
+                }
+            }
             effects.push(Effect::Write(unit));
+            self.stand_in_line(lane);
         }
+    }
+
+    /// When the pace lets the next request leave, if not now.
+    fn pace_until(&self, now: Duration) -> Option<Duration> {
+        if self.line.is_empty() {
+            return None;
+        }
+        let at = lock(self.pace.as_ref()?).next_at(now, self.gives_way);
+        (at > now).then_some(at)
+    }
+
+    /// Definitions of many series go to many replicas: one that is away must not keep the others from being written.
+    fn is_better_halved(&self, unit: UnitId) -> bool {
+        self.breaker.state() == BreakerState::Closed
+            && self
+                .units
+                .get(&unit)
+                .is_some_and(|state| state.is_definition && state.rows > 1 && state.attempts >= 2)
     }
 
     fn flush_when_due(&mut self, now: Duration, effects: &mut Vec<Effect>) {
@@ -553,11 +714,11 @@ impl Deliver {
         }
     }
 
-    fn flushed(&mut self, ok: bool, effects: &mut Vec<Effect>) {
+    fn flushed(&mut self, ok: bool, now: Duration, effects: &mut Vec<Effect>) {
         let Some(mut flushed) = self.flushing.take() else { return };
         if ok {
             for (gather, records) in flushed {
-                self.finish(gather, &records, effects);
+                self.finish(gather, &records, now, effects);
             }
         } else {
             // The rows are written; only the next flush proves it.
@@ -567,8 +728,15 @@ impl Deliver {
     }
 
     /// One row or dead letter of each of these records is finished.
-    fn finish(&mut self, gather: GatherId, records: &[RecordRef], effects: &mut Vec<Effect>) {
+    fn finish(
+        &mut self,
+        gather: GatherId,
+        records: &[RecordRef],
+        now: Duration,
+        effects: &mut Vec<Effect>,
+    ) {
         let Some(state) = self.gathers.get_mut(&gather) else { return };
+        state.last_finished = now;
         for record in records {
             let Some(count) = usize::try_from(record.index)
                 .ok()
@@ -596,13 +764,13 @@ impl Deliver {
         }
     }
 
-    /// A gather that waits for few rows acknowledges what is finished once a second.
+    /// A gather that lags acknowledges what is finished once a second.
     fn ack_parts_when_due(&mut self, now: Duration, effects: &mut Vec<Effect>) {
         if now.saturating_sub(self.last_partial_ack) < Duration::from_secs(1) {
             return;
         }
         self.last_partial_ack = now;
-        for state in self.gathers.values_mut().filter(|state| state.finished_unacked > 0) {
+        for state in self.gathers.values_mut().filter(|state| state.lags(now)) {
             state.ack_finished(effects);
         }
     }
@@ -618,45 +786,5 @@ impl Deliver {
     }
 }
 
-impl GatherState {
-    fn ack_finished(&mut self, effects: &mut Vec<Effect>) {
-        let start = self.start.get();
-        let ack = |first: u64, end: u64| {
-            Effect::Ack(
-                Position::new(start.saturating_add(first))
-                    ..Position::new(start.saturating_add(end)),
-            )
-        };
-        let mut run: Option<(u64, u64)> = None;
-        for (index, count) in self.outstanding.iter_mut().enumerate() {
-            let index = u64::try_from(index).unwrap_or(u64::MAX);
-            if *count == 0 {
-                *count = ACKED;
-                run = Some((run.map_or(index, |(first, _)| first), index.saturating_add(1)));
-            } else if let Some((first, end)) = run.take() {
-                effects.push(ack(first, end));
-            }
-        }
-        if let Some((first, end)) = run {
-            effects.push(ack(first, end));
-        }
-        self.finished_unacked = 0;
-    }
-}
-
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "between 1 and the in-flight maximum"
-)]
-fn whole(limit: f64) -> usize {
-    limit as usize
-}
-
-fn count_as_f64(count: usize) -> f64 {
-    f64::from(u32::try_from(count).unwrap_or(u32::MAX))
-}
-
-mod again;
 #[cfg(test)]
 mod tests;

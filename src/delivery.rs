@@ -13,9 +13,10 @@ use wal::{Chunk, Fs, Position, ReadOutcome, Wal, WalError};
 
 use crate::breaker::BreakerState;
 use crate::dead_letters::{DeadLetter, DeadLetterError, DeadLetters};
-use crate::deliver::{Deliver, DeliverConfig, Effect, Event, GatherId, UnitId, UnitPlan};
+use crate::deliver::{Deliver, DeliverConfig, Effect, Event, GatherId, Lane, UnitId, UnitPlan};
 use crate::envelope::Envelope;
 use crate::gather::{GatherCounts, Gathered, RecordRef, Unit};
+use crate::pace::Pace;
 use crate::sync::lock;
 
 mod again;
@@ -104,6 +105,18 @@ impl<F: Fs> Delivery<F> {
         }
     }
 
+    /// Sends no faster than `pace` lets all who share it.
+    #[must_use]
+    pub fn with_pace(mut self, pace: Option<Arc<Mutex<Pace>>>) -> Self {
+        self.machine = self.machine.with_pace(pace);
+        self
+    }
+
+    /// While others go first, little is sent.
+    pub fn give_way(&mut self, gives_way: bool) {
+        self.machine.give_way(gives_way);
+    }
+
     /// Takes over a stretch of the log.
     ///
     /// # Errors
@@ -116,8 +129,9 @@ impl<F: Fs> Delivery<F> {
         let mut ids: Vec<UnitId> = Vec::with_capacity(gathered.units.len());
         let mut plans = Vec::with_capacity(gathered.units.len());
         for planned in gathered.units {
-            let after = planned.after.and_then(|index| ids.get(index).copied());
-            let plan = self.plan(planned.unit, after);
+            let after = planned.after.and_then(|(unit, row)| Some((ids.get(unit).copied()?, row)));
+            let lane = Lane::Replicas(planned.replicas);
+            let plan = UnitPlan { after, ..self.plan(planned.unit, lane) };
             if plan.is_definition {
                 self.stamped.insert(plan.id, gathered.finished);
             }
@@ -227,16 +241,18 @@ impl<F: Fs> Delivery<F> {
         self.letters_due.map(|(_, why)| why)
     }
 
-    fn plan(&mut self, unit: Unit, after: Option<UnitId>) -> UnitPlan {
+    fn plan(&mut self, unit: Unit, lane: Lane) -> UnitPlan {
         self.next_unit = self.next_unit.saturating_add(1);
         let id = UnitId(self.next_unit);
-        let records = unit.records().iter().flat_map(|records| records.iter()).collect();
+        let is_definition = matches!(unit, Unit::Definitions(_));
         let plan = UnitPlan {
             id,
-            records,
+            records: unit.records().collect(),
             rows: unit.rows(),
-            is_definition: matches!(unit, Unit::Definition(_)),
-            after,
+            is_definition,
+            after: None,
+            lane: if is_definition { Lane::Definitions } else { lane },
+            wire_bytes: unit.as_write().wire_bytes(),
         };
         self.unit_bytes = self.unit_bytes.saturating_add(unit.bytes());
         self.units.insert(id, Arc::new(unit));
@@ -285,18 +301,26 @@ impl<F: Fs> Delivery<F> {
                 }
             }
             Effect::Split(unit) => {
+                let stamped = self.stamped.remove(&unit);
                 let halves = self.remove_unit(unit).and_then(|rows| rows.split());
                 if let Some((first, second)) = halves {
-                    let halves = [self.plan(first, None), self.plan(second, None)];
+                    // The machine knows their lane.
+                    let lane = Lane::Replicas(None);
+                    let halves = [self.plan(first, lane), self.plan(second, lane)];
+                    if let Some(stamped) = stamped {
+                        self.stamped.extend(halves.iter().map(|half| (half.id, stamped)));
+                    }
                     self.machine.on(Event::Halves { unit, halves }, now, &mut self.effects);
                 }
             }
             Effect::Forget { unit, written } => {
                 let stamped = self.stamped.remove(&unit).unwrap_or(now);
                 if let (Some(rows), true) = (self.remove_unit(unit), written)
-                    && let Unit::Definition(definition) = rows.as_ref()
+                    && let Unit::Definitions(definitions) = rows.as_ref()
                 {
-                    self.remember(definition, now.saturating_sub(stamped), now);
+                    for definition in definitions {
+                        self.remember(definition, now.saturating_sub(stamped), now);
+                    }
                 }
             }
             Effect::DeadLetter { unit, gather, code, detail } => {
@@ -337,10 +361,8 @@ impl<F: Fs> Delivery<F> {
         else {
             return Ok(());
         };
-        let records: Vec<RecordRef> =
-            rows.records().iter().flat_map(|records| records.iter()).collect();
-        let mut letters = Vec::with_capacity(records.len());
-        for record in records {
+        let mut letters = Vec::new();
+        for record in rows.records() {
             let position = Position::new(start.get().saturating_add(u64::from(record.index)));
             letters.push((record, self.letter(position, record.element, code, detail)?));
         }

@@ -8,13 +8,19 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use storage::definitions::{DefinitionMemory, Need};
-use storage::{AlarmTransition, Definition, IdScheme, Measurement, MetricId, Series, Stamp, Write};
+use storage::definitions::DefinitionMemory;
+use storage::{AlarmTransition, IdScheme, Measurement, MetricId, Run, Series, Stamp};
 use wal::Position;
 
 use crate::dead_letters::DeadLetter;
 use crate::decode;
 use crate::envelope::{EffectiveTime, Envelope};
+
+mod requests;
+mod units;
+
+use requests::{Few, alarm_units, definitions, series_bytes};
+pub use units::{Planned, RecordRef, Records, Unit};
 
 /// What a pipeline carries.
 #[derive(
@@ -58,151 +64,8 @@ pub struct GatherConfig {
     pub message_bytes_max: usize,
 }
 
-/// One message of a gather: its place behind the gather's first position.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct RecordRef {
-    /// Distance from the gather's first position.
-    pub index: u32,
-    /// Index of the element in a message that holds several; 0 otherwise.
-    pub element: u32,
-}
-
-/// The messages that one row stands for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RowRecords {
-    /// The message it was made from.
-    pub record: RecordRef,
-    /// Messages with the same key that it supersedes.
-    pub superseded: Vec<RecordRef>,
-}
-
-impl RowRecords {
-    /// All of them.
-    pub fn iter(&self) -> impl Iterator<Item = RecordRef> + '_ {
-        std::iter::once(self.record).chain(self.superseded.iter().copied())
-    }
-}
-
-/// Rows that travel to the store together, with the messages they stand for.
-#[derive(Debug, Clone)]
-pub enum Unit {
-    /// The definition of a series: written before the measurements that wait for it.
-    Definition(Definition),
-    /// Measurements of one series, each time at most once.
-    Measurements {
-        /// The series.
-        series: Arc<Series>,
-        /// The rows.
-        rows: Vec<Measurement>,
-        /// For each row the messages it stands for.
-        records: Vec<RowRecords>,
-    },
-    /// Alarm transitions.
-    Alarms {
-        /// The rows.
-        rows: Vec<AlarmTransition>,
-        /// For each row the messages it stands for.
-        records: Vec<RowRecords>,
-    },
-}
-
-impl Unit {
-    /// The rows as the store takes them.
-    #[must_use]
-    pub fn as_write(&self) -> Write<'_> {
-        match self {
-            Self::Definition(definition) => Write::Definition(definition),
-            Self::Measurements { series, rows, .. } => Write::Measurements { series, rows },
-            Self::Alarms { rows, .. } => Write::Alarms(rows),
-        }
-    }
-
-    /// The messages behind each row; none for a definition.
-    #[must_use]
-    pub fn records(&self) -> &[RowRecords] {
-        match self {
-            Self::Definition(_) => &[],
-            Self::Measurements { records, .. } | Self::Alarms { records, .. } => records,
-        }
-    }
-
-    /// Number of rows; a definition is one.
-    #[must_use]
-    pub fn rows(&self) -> usize {
-        self.as_write().len()
-    }
-
-    /// Bytes of memory that it takes, about.
-    #[must_use]
-    pub fn bytes(&self) -> usize {
-        /// A row without its texts, and what stands for it in lists.
-        const ROW_BYTES: usize = 128;
-        let texts: usize = match self {
-            Self::Definition(_) => ROW_BYTES,
-            Self::Measurements { rows, .. } => rows.iter().map(|row| row.value_meta.len()).sum(),
-            Self::Alarms { rows, .. } => rows
-                .iter()
-                .map(|row| {
-                    row.metric
-                        .len()
-                        .saturating_add(row.sub_alarms.len())
-                        .saturating_add(row.reason.len())
-                })
-                .sum(),
-        };
-        texts.saturating_add(self.rows().saturating_mul(ROW_BYTES))
-    }
-
-    /// Two halves of a unit with more than one row; `None` for a single row.
-    #[must_use]
-    pub fn split(&self) -> Option<(Self, Self)> {
-        let middle = self.rows() / 2;
-        if middle == 0 {
-            return None;
-        }
-        match self {
-            Self::Definition(_) => None,
-            Self::Measurements { series, rows, records } => {
-                let (first, second) = halves(rows, middle);
-                let (first_records, second_records) = halves(records, middle);
-                Some((
-                    Self::Measurements {
-                        series: Arc::clone(series),
-                        rows: first,
-                        records: first_records,
-                    },
-                    Self::Measurements {
-                        series: Arc::clone(series),
-                        rows: second,
-                        records: second_records,
-                    },
-                ))
-            }
-            Self::Alarms { rows, records } => {
-                let (first, second) = halves(rows, middle);
-                let (first_records, second_records) = halves(records, middle);
-                Some((
-                    Self::Alarms { rows: first, records: first_records },
-                    Self::Alarms { rows: second, records: second_records },
-                ))
-            }
-        }
-    }
-}
-
-fn halves<T: Clone>(of: &[T], middle: usize) -> (Vec<T>, Vec<T>) {
-    let (first, second) = of.split_at(middle);
-    (first.to_vec(), second.to_vec())
-}
-
-/// A unit and the unit that must succeed before it, as an index into [`Gathered::units`].
-#[derive(Debug, Clone)]
-pub struct Planned {
-    /// The work.
-    pub unit: Unit,
-    /// The definition it waits for.
-    pub after: Option<usize>,
-}
+/// Tells which replicas keep a series; see [`storage::Store::replicas`].
+pub type Replicas = Arc<dyn Fn(&MetricId) -> Option<u64> + Send + Sync>;
 
 /// What was noticed and not an error, counted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
@@ -254,7 +117,38 @@ fn end_of(start: Position, records: &[u32]) -> Position {
 
 struct SeriesRows {
     series: Arc<Series>,
-    rows: Vec<(Measurement, Order, RecordRef)>,
+    rows: Vec<Row>,
+}
+
+/// A measurement as it waits for others: in few bytes, because how many wait together decides what each of them costs.
+struct Row {
+    time_ms: i64,
+    value: f64,
+    write_time_us: i64,
+    offset: i64,
+    value_meta: Box<str>,
+    ttl_s: i32,
+    partition: i32,
+    record: RecordRef,
+}
+
+impl Row {
+    /// Sorts by key, and what wins behind what it supersedes.
+    fn order(&self) -> (i64, Order) {
+        let order = Order {
+            write_time_us: self.write_time_us,
+            partition: self.partition,
+            offset: self.offset,
+            element: self.record.element,
+        };
+        (self.time_ms, order)
+    }
+
+    fn into_measurement(self) -> (Measurement, RecordRef) {
+        let stamp = Stamp { write_time_us: self.write_time_us, ttl_s: self.ttl_s };
+        let (time_ms, value) = (self.time_ms, self.value);
+        (Measurement { time_ms, value, value_meta: self.value_meta.into(), stamp }, self.record)
+    }
 }
 
 /// Which of two rows with the same key wins: the later message, then the higher partition and offset.
@@ -312,10 +206,10 @@ impl Gather {
         usize::try_from(self.counts.rows).unwrap_or(usize::MAX).saturating_add(self.dead.len())
     }
 
-    /// Bytes held, about.
+    /// Bytes of memory that it takes, about.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.bytes
+        self.bytes.saturating_add(self.outstanding.len().saturating_mul(size_of::<u32>()))
     }
 
     /// Skips the record at the next position: it is acked already, or the log reported it lost.
@@ -328,7 +222,6 @@ impl Gather {
     pub fn push(&mut self, record: &[u8], now_ms: i64) -> Option<(i32, i64)> {
         let index = u32::try_from(self.outstanding.len()).unwrap_or(u32::MAX);
         self.counts.records = self.counts.records.saturating_add(1);
-        self.bytes = self.bytes.saturating_add(record.len());
         self.outstanding.push(0);
         let at = RecordRef { index, element: 0 };
         let envelope = match Envelope::decode(record) {
@@ -409,21 +302,29 @@ impl Gather {
             self.note(metric.notes);
             let Some(stamp) = self.stamp(time, now_ms) else { return };
             let id = metric.id(self.config.scheme);
-            let row = Measurement {
+            let entry = self.series.entry(id).or_insert_with(|| {
+                let series = metric.to_series(id);
+                self.bytes = self.bytes.saturating_add(series_bytes(&series));
+                SeriesRows { series: Arc::new(series), rows: Vec::new() }
+            });
+            let before = entry.rows.capacity();
+            if entry.rows.len() == before {
+                // By the half: what is doubled is empty for a third on average.
+                entry.rows.reserve_exact((before / 2).max(4));
+            }
+            let more =
+                entry.rows.capacity().saturating_sub(before).saturating_mul(size_of::<Row>());
+            self.bytes = self.bytes.saturating_add(more).saturating_add(metric.value_meta.len());
+            entry.rows.push(Row {
                 time_ms: metric.time_ms,
                 value: metric.value,
-                value_meta: metric.value_meta.as_ref().to_owned(),
-                stamp,
-            };
-            let order = order(envelope, stamp, at.element);
-            self.series
-                .entry(id)
-                .or_insert_with(|| SeriesRows {
-                    series: Arc::new(metric.to_series(id)),
-                    rows: Vec::new(),
-                })
-                .rows
-                .push((row, order, at));
+                write_time_us: stamp.write_time_us,
+                offset: envelope.offset,
+                value_meta: metric.value_meta.into(),
+                ttl_s: stamp.ttl_s,
+                partition: envelope.partition,
+                record: at,
+            });
             self.hold(at);
         });
     }
@@ -445,7 +346,16 @@ impl Gather {
         };
         self.note(alarm.notes);
         let Some(stamp) = self.stamp(time, now_ms) else { return };
-        self.alarms.push((alarm.into_transition(stamp), order(envelope, stamp, 0), at));
+        let order = Order {
+            write_time_us: stamp.write_time_us,
+            partition: envelope.partition,
+            offset: envelope.offset,
+            element: 0,
+        };
+        // Its texts are most of the message.
+        let bytes = payload.len().saturating_add(size_of::<(AlarmTransition, Order, RecordRef)>());
+        self.bytes = self.bytes.saturating_add(bytes);
+        self.alarms.push((alarm.into_transition(stamp), order, at));
         self.hold(at);
     }
 
@@ -465,6 +375,7 @@ impl Gather {
 
     fn reject(&mut self, at: RecordRef, letter: DeadLetter) {
         self.await_one(at);
+        self.bytes = self.bytes.saturating_add(letter.bytes());
         self.dead.push((at, letter));
     }
 
@@ -493,129 +404,46 @@ impl Gather {
         Some(Stamp { write_time_us: time.ms.saturating_mul(1000), ttl_s: ttl_s(left_ms) })
     }
 
-    /// The collected work. `memory` tells which series need their definition written.
+    /// The collected work. `memory` tells which series need their definition written, `replicas` which series are worth
+    /// sending together.
     #[must_use]
-    pub fn finish(self, memory: &DefinitionMemory, now_ms: i64) -> Gathered {
-        let mut gathered = Gathered {
-            start: self.start,
-            outstanding: self.outstanding,
-            units: Vec::with_capacity(self.series.len()),
-            dead: self.dead,
-            counts: self.counts,
-            finished: Duration::ZERO,
-        };
-        let ttl_ms = i64::try_from(
-            self.config
-                .retention
-                .saturating_add(self.config.definition_refresh.saturating_mul(2))
-                .as_millis(),
-        )
-        .unwrap_or(i64::MAX);
+    pub fn finish(self, memory: &DefinitionMemory, replicas: &Replicas, now_ms: i64) -> Gathered {
+        let Self { config, start, outstanding, series, alarms, dead, mut counts, .. } = self;
         // Ordered by id, so that the same log gives the same work.
-        let mut series: Vec<(MetricId, SeriesRows)> = self.series.into_iter().collect();
-        series.sort_unstable_by_key(|(id, _)| *id);
-        for (id, SeriesRows { series, rows }) in series {
-            let after = match memory.need(&id, now_ms) {
-                Need::Write { created_at_ms } => {
-                    let stamp =
-                        Stamp { write_time_us: now_ms.saturating_mul(1000), ttl_s: ttl_s(ttl_ms) };
-                    let definition = Definition {
-                        series: Arc::clone(&series),
-                        created_at_ms,
-                        updated_at_ms: now_ms,
-                        stamp,
-                    };
-                    gathered
-                        .units
-                        .push(Planned { unit: Unit::Definition(definition), after: None });
-                    Some(gathered.units.len().saturating_sub(1))
+        let mut series: Vec<SeriesRows> = series.into_values().collect();
+        series.sort_unstable_by_key(|of_series| of_series.series.id);
+        let mut units = Vec::with_capacity(series.len());
+        let waits_for = definitions(&config, &series, memory, now_ms, &mut units);
+        let mut few = Few::new(&config);
+        for (of_series, after) in series.into_iter().zip(waits_for) {
+            let SeriesRows { series, mut rows } = of_series;
+            // Nearly sorted as a rule, which this sort makes use of.
+            rows.sort_by_key(Row::order);
+            let replicas = replicas(&series.id);
+            let requests = config.requests(
+                rows.into_iter().map(Row::into_measurement),
+                |one, other| one.time_ms == other.time_ms,
+                |row| row.value_meta.len().saturating_add(48),
+                &mut counts,
+            );
+            for (rows, records) in requests {
+                match replicas {
+                    // What waits for a definition goes by itself: others need not wait for it too.
+                    Some(replicas) if after.is_none() && few.takes(&rows) => {
+                        let run = Run { series: Arc::clone(&series), rows };
+                        units.extend(few.push(replicas, run, records));
+                    }
+                    _ => {
+                        let unit =
+                            Unit::Measurements { series: Arc::clone(&series), rows, records };
+                        units.push(Planned { unit, after, replicas });
+                    }
                 }
-                Need::No => None,
-            };
-            let rows = collapse(rows, |row| row.time_ms, &mut gathered.counts);
-            for (rows, records) in
-                self.config.requests(rows, |row| row.value_meta.len().saturating_add(48))
-            {
-                let unit = Unit::Measurements { series: Arc::clone(&series), rows, records };
-                gathered.units.push(Planned { unit, after });
             }
         }
-        let alarms = collapse(
-            self.alarms,
-            |row| (row.tenant_id.clone(), row.alarm_id.clone(), row.time_ms),
-            &mut gathered.counts,
-        );
-        let size = |row: &AlarmTransition| {
-            row.metric.len().saturating_add(row.sub_alarms.len()).saturating_add(256)
-        };
-        // One partition per request: neighbours of one alarm stand together after the sort of `collapse`.
-        for alarm in alarms.chunk_by(|(one, _), (other, _)| {
-            one.alarm_id == other.alarm_id && one.tenant_id == other.tenant_id
-        }) {
-            for (rows, records) in self.config.requests(alarm.to_vec(), size) {
-                gathered.units.push(Planned { unit: Unit::Alarms { rows, records }, after: None });
-            }
-        }
-        gathered
-    }
-}
-
-impl GatherConfig {
-    /// Cuts rows into requests within the limits.
-    fn requests<T>(
-        &self,
-        rows: Vec<(T, RowRecords)>,
-        size: impl Fn(&T) -> usize,
-    ) -> Vec<(Vec<T>, Vec<RowRecords>)> {
-        let mut requests = Vec::new();
-        let (mut batch, mut records, mut bytes) = (Vec::new(), Vec::new(), 0_usize);
-        for (row, row_records) in rows {
-            let row_bytes = size(&row);
-            let full = batch.len() >= self.batch_rows_max
-                || bytes.saturating_add(row_bytes) > self.batch_bytes_max;
-            if full && !batch.is_empty() {
-                requests.push((std::mem::take(&mut batch), std::mem::take(&mut records)));
-                bytes = 0;
-            }
-            bytes = bytes.saturating_add(row_bytes);
-            batch.push(row);
-            records.push(row_records);
-        }
-        if !batch.is_empty() {
-            requests.push((batch, records));
-        }
-        requests
-    }
-}
-
-/// Keeps of rows with the same key the one that wins, and lets it stand for the others. Sorted by key.
-fn collapse<T, K: Ord>(
-    mut rows: Vec<(T, Order, RecordRef)>,
-    key: impl Fn(&T) -> K,
-    counts: &mut GatherCounts,
-) -> Vec<(T, RowRecords)> {
-    rows.sort_by_cached_key(|(row, order, _)| (key(row), *order));
-    let mut kept: Vec<(T, RowRecords)> = Vec::with_capacity(rows.len());
-    for (row, _, record) in rows {
-        match kept.last_mut() {
-            Some((last, records)) if key(last) == key(&row) => {
-                *last = row;
-                let superseded = std::mem::replace(&mut records.record, record);
-                records.superseded.push(superseded);
-                counts.superseded = counts.superseded.saturating_add(1);
-            }
-            _ => kept.push((row, RowRecords { record, superseded: Vec::new() })),
-        }
-    }
-    kept
-}
-
-fn order(envelope: &Envelope<'_>, stamp: Stamp, element: u32) -> Order {
-    Order {
-        write_time_us: stamp.write_time_us,
-        partition: envelope.partition,
-        offset: envelope.offset,
-        element,
+        units.extend(few.finish());
+        units.extend(alarm_units(&config, alarms, &mut counts));
+        Gathered { start, outstanding, units, dead, counts, finished: Duration::ZERO }
     }
 }
 
@@ -624,3 +452,6 @@ fn ttl_s(left_ms: i64) -> i32 {
     const TTL_S_MAX: i64 = 630_720_000;
     i32::try_from((left_ms / 1000).clamp(1, TTL_S_MAX)).unwrap_or(1)
 }
+
+#[cfg(test)]
+mod tests;

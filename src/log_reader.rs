@@ -1,7 +1,7 @@
 //! Looks ahead in the log: durable records in, gathers out.
 //!
-//! Without a backlog a gather waits up to `freshness` for more rows of the same series; with one it is full at once,
-//! and its rows travel in larger batches. Synchronous and without a clock, so that the simulator drives it too.
+//! Without a backlog a gather waits up to `freshness` for more rows of the same series. With one nothing waits: a gather
+//! takes in as much as memory allows, and because more rows of a series then lie in it, each costs the store less. Synchronous and without a clock, so that the simulator drives it too.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
@@ -13,15 +13,15 @@ use wal::{Chunk, Fs, GapReason, Position, ReadOutcome, Reader, Wal, WalError};
 use crate::config::ExpiredBacklog;
 use crate::delivered::{DeliveredOffsets, StretchOffsets};
 use crate::envelope::Envelope;
-use crate::gather::{Gather, GatherConfig, Gathered};
+use crate::gather::{Gather, GatherConfig, Gathered, Replicas};
 use crate::sync::lock;
 
 mod again;
 
 /// Bytes read from the log at a time.
 const CHUNK_BYTES: usize = 1 << 20;
-/// A gather ends when it holds so many bytes of records.
-const GATHER_BYTES_MAX: usize = 16 << 20;
+/// A gather ends when it takes so many bytes of memory.
+const GATHER_BYTES_MAX: usize = 20 << 20;
 
 /// When a gather is complete.
 #[derive(Debug, Clone, Copy)]
@@ -51,6 +51,7 @@ pub struct LogReader<F: Fs> {
     /// The chunk was read and not taken yet.
     chunk_waits: bool,
     expired: ExpiredBacklog,
+    replicas: Replicas,
     held: bool,
     config: GatherConfig,
     look_ahead: LookAhead,
@@ -81,6 +82,7 @@ impl<F: Fs> LogReader<F> {
             chunk: Chunk::default(),
             chunk_waits: false,
             expired: ExpiredBacklog::default(),
+            replicas: Arc::new(|_| None),
             held: false,
             config,
             look_ahead,
@@ -97,6 +99,13 @@ impl<F: Fs> LogReader<F> {
     #[must_use]
     pub fn with_expired(mut self, expired: ExpiredBacklog) -> Self {
         self.expired = expired;
+        self
+    }
+
+    /// Which series are worth sending together; without it none are.
+    #[must_use]
+    pub fn with_replicas(mut self, replicas: Replicas) -> Self {
+        self.replicas = replicas;
         self
     }
 
@@ -244,7 +253,7 @@ impl<F: Fs> LogReader<F> {
     fn finish(&mut self, now: Duration, now_ms: i64) -> Option<Gathered> {
         let (gather, _) = self.gather.take()?;
         let memory = lock(&self.memory);
-        Some(Gathered { finished: now, ..gather.finish(&memory, now_ms) })
+        Some(Gathered { finished: now, ..gather.finish(&memory, &self.replicas, now_ms) })
     }
 }
 
@@ -323,9 +332,10 @@ mod tests {
         let gathered = reader.pull(true, now, NOW_MS + age_ms).unwrap().unwrap();
         assert_eq!(gathered.finished, now);
         let units: Vec<_> = gathered.units.iter().map(|planned| &planned.unit).collect();
-        let [Unit::Definition(definition), Unit::Measurements { rows, .. }] = units[..] else {
+        let [Unit::Definitions(definitions), Unit::Measurements { rows, .. }] = units[..] else {
             panic!("{units:?}");
         };
+        let [definition] = &definitions[..] else { panic!("{definitions:?}") };
         let Definition { created_at_ms, updated_at_ms, stamp, .. } = definition;
         assert_eq!(*created_at_ms, NOW_MS + age_ms);
         assert_eq!(*updated_at_ms, NOW_MS + age_ms);
@@ -345,8 +355,10 @@ mod tests {
         let pull = |reader: &mut LogReader<SimDisk>| {
             let gathered = reader.pull(true, Duration::ZERO, NOW_MS).unwrap()?;
             let definitions = gathered.units.iter();
-            let definitions =
-                definitions.filter(|planned| matches!(planned.unit, Unit::Definition(_))).count();
+            let definitions: usize = definitions
+                .filter(|planned| matches!(planned.unit, Unit::Definitions(_)))
+                .map(|planned| planned.unit.rows())
+                .sum();
             Some((gathered.start, gathered.end(), gathered.counts.rows, definitions))
         };
         let all = Some((Position::ZERO, Position::new(10), 10, 1));

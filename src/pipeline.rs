@@ -41,14 +41,21 @@ use crate::offset_note::{LogOffsets, OffsetCarry};
 use crate::offset_trail;
 use crate::offsets::PartitionProgress;
 use crate::orders::Orders;
+use crate::pace::Pace;
+use crate::precedence::{Claim, Precedence};
 use crate::redelivery::Redelivery;
 use crate::sync::lock;
 use crate::writers::{Answer, Writers};
 
 /// How often the log is checkpointed and reclaimed.
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(1);
-/// No more is read ahead while rows of so many bytes are held.
-const HELD_BYTES_MAX: usize = 16 << 20;
+/// How often a busy second stage tells what it does.
+const PUBLISH_INTERVAL: Duration = Duration::from_millis(50);
+/// While rows are gathered, what becomes durable is looked at so often: each look costs as much as many rows.
+const LOOK_INTERVAL: Duration = Duration::from_millis(10);
+/// The next gather is taken over when what is held of those before takes no more than this: enough to keep the store
+/// busy until the next one is grouped.
+const HELD_BYTES_MAX: usize = 8 << 20;
 /// A record of the log holds a message of any length that the configuration allows.
 const RECORD_BYTES_MAX: usize = 64 << 20;
 
@@ -162,6 +169,10 @@ pub struct Surroundings {
     pub instance: String,
     /// Takes the first reason to end the process.
     pub fatal: Sender<anyhow::Error>,
+    /// Lets alarms go before metrics.
+    pub precedence: Precedence,
+    /// How fast bytes may leave for the store.
+    pub pace: Option<Arc<Mutex<Pace>>>,
 }
 
 /// A running pipeline.
@@ -277,7 +288,8 @@ impl Pipeline {
             })?
         };
 
-        let (gathers, incoming) = crossbeam_channel::bounded(1);
+        // Handed over, not queued: one gather is being delivered, one collected, and no third takes memory.
+        let (gathers, incoming) = crossbeam_channel::bounded(0);
         let reader = {
             let gather_config = GatherConfig {
                 kind,
@@ -290,6 +302,7 @@ impl Pipeline {
             };
             let look_ahead =
                 LookAhead { rows_max: pipeline.gather_rows_max, freshness: pipeline.freshness };
+            let store = Arc::clone(&surroundings.store);
             let log_reader = LogReader::new(
                 wal.clone(),
                 gather_config,
@@ -297,7 +310,8 @@ impl Pipeline {
                 Arc::clone(&memory),
                 Arc::clone(&delivered),
             )
-            .with_expired(config.expired_backlog);
+            .with_expired(config.expired_backlog)
+            .with_replicas(Arc::new(move |series| store.replicas(series)));
             let damage = Damage { dir: log_dir(name, config), delivered: Arc::clone(&delivered) };
             let (closing, give_up) = (Arc::clone(&closing), give_up.clone());
             let (view, fatal) = (Arc::clone(&view), surroundings.fatal.clone());
@@ -337,7 +351,12 @@ impl Pipeline {
                 wal.clone(),
                 surroundings.dead_letters.clone(),
                 memory,
-            ),
+            )
+            .with_pace(surroundings.pace.clone()),
+            turn: match kind {
+                Kind::Alarms => Turn::First(surroundings.precedence.claim()),
+                Kind::Metrics => Turn::AfterOthers(surroundings.precedence.clone()),
+            },
             wal,
             delivered,
             writers,
@@ -349,7 +368,7 @@ impl Pipeline {
             view: Arc::clone(&view),
             give_up: give_up.clone(),
             started,
-            rows_held_max: pipeline.gather_rows_max.saturating_mul(2),
+            rows_held_max: pipeline.gather_rows_max,
         };
         let deliver = {
             let fatal = surroundings.fatal.clone();
@@ -559,7 +578,10 @@ fn read_log(
                 due.saturating_sub(started.elapsed())
                     .clamp(Duration::from_millis(1), Duration::from_millis(200))
             });
-            view.wal.wait_durable(log_reader.next(), wait);
+            if log_reader.due().is_some() {
+                std::thread::sleep(wait.min(LOOK_INTERVAL));
+            }
+            view.wal.wait_durable(log_reader.next(), wait.saturating_sub(LOOK_INTERVAL));
             continue;
         };
         let mut reading = Reading { beginning, gathered: Box::new(gathered) };
@@ -633,8 +655,15 @@ struct Reading {
 }
 
 /// The thread between the log and the writers.
+/// Whose requests go first.
+enum Turn {
+    First(Claim),
+    AfterOthers(Precedence),
+}
+
 struct DeliverStage {
     delivery: Delivery<DiskFs>,
+    turn: Turn,
     wal: Wal<DiskFs>,
     delivered: Arc<Mutex<DeliveredOffsets>>,
     writers: Writers,
@@ -656,6 +685,7 @@ impl DeliverStage {
         let mut last_checkpoint = Duration::ZERO;
         let mut more_to_come = true;
         let mut said_blocked = None;
+        let mut publish_at = Duration::ZERO;
         let mut writer_counts = self.view.deliver().writers;
         while (more_to_come || !self.delivery.is_idle()) && !self.give_up.is_cancelled() {
             let now = self.started.elapsed();
@@ -663,6 +693,12 @@ impl DeliverStage {
                 self.delivery.start_over(now)?;
                 self.beginning = self.beginning.saturating_add(1);
                 self.view.redelivery.stopped();
+            }
+            match &self.turn {
+                Turn::First(claim) => claim.set(self.delivery.machine().is_sending()),
+                Turn::AfterOthers(precedence) => {
+                    self.delivery.give_way(precedence.is_claimed());
+                }
             }
             // A store that flushes works here; the next answers wait meanwhile, and so does the log.
             if self.delivery.take_flush() {
@@ -700,7 +736,10 @@ impl DeliverStage {
                     );
                 }
             }
-            self.publish(&writer_counts);
+            if self.delivery.is_idle() || now >= publish_at {
+                publish_at = now.saturating_add(PUBLISH_INTERVAL);
+                self.publish(&writer_counts);
+            }
 
             // Dead letters without room hold up what follows them, as a full log does: it waits in the main log.
             let blocked = self.delivery.dead_letters_blocked();

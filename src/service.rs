@@ -1,6 +1,6 @@
 //! The whole service: what is started, in which order, and how it stops.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -20,7 +20,9 @@ use crate::http;
 use crate::inspect::{Inspect, LettersView, Phase};
 use crate::instance;
 use crate::kafka::letters::{LettersTopic, LettersTopicParts};
+use crate::pace::Pace;
 use crate::pipeline::{self, Pipeline, PipelineEnd, PipelineView, Surroundings};
+use crate::precedence::Precedence;
 use crate::redelivery::RedeliveryThread;
 use crate::store::{self, OpenStore};
 
@@ -132,6 +134,11 @@ pub fn run(
         started,
         instance,
         fatal,
+        precedence: Precedence::default(),
+        pace: config
+            .store
+            .max_write_bytes_per_second
+            .map(|rate| Arc::new(Mutex::new(Pace::new(rate.as_u64())))),
     };
     let mut pipelines = Vec::new();
     for spec in config.pipelines().filter(|spec| spec.pipeline.enabled) {

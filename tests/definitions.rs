@@ -254,7 +254,7 @@ fn the_embedded_store_is_known_again_after_a_restart_and_another_one_is_not() {
     let stamp = Stamp { write_time_us: now_ms * 1000, ttl_s: 3600 };
     let written = Definition { series, created_at_ms: now_ms, updated_at_ms: now_ms, stamp };
     site.runtime.block_on(async {
-        first.write(Write::Definition(&written)).await.unwrap();
+        first.write(Write::Definitions(std::slice::from_ref(&written))).await.unwrap();
         first.flush().await.unwrap();
     });
     write(&definitions, 1, now_ms);

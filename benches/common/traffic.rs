@@ -1,6 +1,6 @@
 //! Metrics as agents send them, the same in every run.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -49,6 +49,18 @@ impl Traffic {
 
     /// Fills the topic; returns the mean length of a message.
     pub fn produce(self, bootstrap: &str, topic: &str, partitions: usize) -> f64 {
+        self.produce_at(None, bootstrap, topic, partitions)
+    }
+
+    /// Sends so many messages a second, or as many as go; returns the mean length of a message.
+    pub fn produce_at(
+        self,
+        rate: Option<usize>,
+        bootstrap: &str,
+        topic: &str,
+        partitions: usize,
+    ) -> f64 {
+        let begun = Instant::now();
         let producer: BaseProducer = ClientConfig::new()
             .set("bootstrap.servers", bootstrap)
             .set("enable.idempotence", "true")
@@ -60,6 +72,14 @@ impl Traffic {
         for number in 0..self.messages {
             let series = number % SERIES;
             let message = self.message(series, number / SERIES);
+            if let Some(rate) = rate {
+                let due = Duration::from_secs_f64(number as f64 / rate as f64);
+                let ahead = due.saturating_sub(begun.elapsed());
+                if ahead > Duration::from_millis(10) {
+                    producer.poll(ahead);
+                    std::thread::sleep(due.saturating_sub(begun.elapsed()));
+                }
+            }
             bytes += message.len();
             let mut record = BaseRecord::<(), str>::to(topic)
                 .partition((series % partitions) as i32)

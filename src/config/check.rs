@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Duration;
 
+use bytesize::ByteSize;
+
 use super::{Config, PipelineConfig, security};
 use crate::gather::Kind;
 
@@ -119,6 +121,12 @@ impl Config {
         }
         if self.store.definition_refresh > Duration::from_secs(365 * 86_400) {
             wrong("store.definition_refresh", "must be at most a year, rather 1d".to_owned());
+        }
+        if self.store.max_write_bytes_per_second.is_some_and(|rate| rate < WRITE_RATE_LEAST) {
+            wrong(
+                "store.max_write_bytes_per_second",
+                format!("must be at least {WRITE_RATE_LEAST}, or null for no limit"),
+            );
         }
         let cassandra = &self.store.cassandra;
         if cassandra.contact_points.is_empty() {
@@ -244,6 +252,8 @@ fn is_pipeline_name(name: &str) -> bool {
 
 /// What brokers allow unless they are told otherwise.
 const SESSION_TIMEOUT_MOST: Duration = Duration::from_secs(30 * 60);
+/// Slower, a full batch would take longer than a minute.
+const WRITE_RATE_LEAST: ByteSize = ByteSize::kib(1);
 /// A shorter silence says nothing.
 const TAKEOVER_AFTER_LEAST: Duration = Duration::from_secs(10);
 /// Nobody looks sooner.

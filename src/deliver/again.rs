@@ -13,7 +13,8 @@ impl Deliver {
     pub(super) fn start_over(&mut self, effects: &mut Vec<Effect>) {
         let units = std::mem::take(&mut self.units).into_keys();
         effects.extend(units.map(|unit| Effect::Forget { unit, written: false }));
-        self.ready.clear();
+        self.lanes.clear();
+        self.line.clear();
         self.waiting.clear();
         self.blocked = 0;
         self.gathers.clear();
@@ -42,7 +43,6 @@ impl Deliver {
         };
         match error.verdict {
             Verdict::Retry | Verdict::Wait => {
-                self.limit = (self.limit / 2.0).max(1.0);
                 if self.breaker.failed(error.verdict == Verdict::Wait, now) {
                     effects.push(Effect::Breaker(BreakerState::Open));
                 }

@@ -15,6 +15,8 @@ fn plan(id: u64, records: &[u32]) -> UnitPlan {
         rows: records.len(),
         is_definition: false,
         after: None,
+        lane: Lane::Replicas(None),
+        wire_bytes: 1000,
     }
 }
 
@@ -76,9 +78,32 @@ fn one_slow_unit_does_not_hold_back_the_others_for_more_than_a_second() {
 }
 
 #[test]
+fn a_gather_that_moves_on_is_not_acknowledged_in_thousands_of_ranges_and_one_that_is_stuck_is() {
+    let records = 10_000_u32;
+    // Every second record is written, one unit after the other; the rest does not come.
+    let written: Vec<u32> = (0..records).step_by(2).collect();
+    let rest: Vec<u32> = (1..records).step_by(2).collect();
+    let mut units: Vec<UnitPlan> =
+        written.chunks(1000).zip(0..).map(|(part, id)| plan(id, part)).collect();
+    units.push(plan(99, &rest));
+    let (mut machine, _) = with(DeliverConfig::default(), records as usize, units);
+    let is_ack = |effect: &Effect| matches!(effect, Effect::Ack(_));
+    let mut now = SECOND;
+    for unit in 0..5 {
+        now += 2 * SECOND;
+        let effects = done(&mut machine, unit, Ok(()), now);
+        assert!(!effects.iter().any(is_ack), "after {now:?}");
+    }
+    now += 6 * SECOND;
+    let mut effects = Vec::new();
+    machine.on(Event::Tick, now, &mut effects);
+    assert_eq!(effects.iter().filter(|effect| is_ack(effect)).count(), written.len());
+}
+
+#[test]
 fn measurements_wait_for_their_definition() {
     let definition = UnitPlan { is_definition: true, ..plan(1, &[]) };
-    let follower = UnitPlan { after: Some(UnitId(1)), ..plan(2, &[0]) };
+    let follower = UnitPlan { after: Some((UnitId(1), 0)), ..plan(2, &[0]) };
     let (mut machine, effects) = with(DeliverConfig::default(), 1, vec![definition, follower]);
     assert_eq!(effects, [Effect::Write(UnitId(1))]);
     let effects = done(&mut machine, 1, Ok(()), SECOND);
@@ -89,7 +114,7 @@ fn measurements_wait_for_their_definition() {
 #[test]
 fn a_definition_that_can_never_be_stored_makes_dead_letters_of_its_measurements() {
     let definition = UnitPlan { is_definition: true, rows: 1, ..plan(1, &[]) };
-    let follower = UnitPlan { after: Some(UnitId(1)), ..plan(2, &[0]) };
+    let follower = UnitPlan { after: Some((UnitId(1), 0)), ..plan(2, &[0]) };
     let (mut machine, _) = with(DeliverConfig::default(), 1, vec![definition, follower]);
     let effects = done(&mut machine, 1, Err(error(Verdict::Reject)), SECOND);
     assert!(
@@ -198,10 +223,134 @@ fn rows_of_a_store_that_flushes_are_acknowledged_after_the_flush_that_followed_t
     assert!(machine.is_idle());
 }
 
+fn writes(effects: &[Effect]) -> Vec<u64> {
+    let unit = |effect: &Effect| match effect {
+        Effect::Write(unit) => Some(unit.0),
+        _ => None,
+    };
+    effects.iter().filter_map(unit).collect()
+}
+
+fn to(replicas: u64, id: u64) -> UnitPlan {
+    let record = u32::try_from(id).unwrap();
+    UnitPlan { lane: Lane::Replicas(Some(replicas)), ..plan(id, &[record]) }
+}
+
+#[test]
+fn replicas_that_are_away_do_not_hold_up_the_others() {
+    // Even numbers go to replicas that are away.
+    let units = (0..400).map(|id| to(id % 2, id)).collect();
+    let (mut machine, effects) = with(DeliverConfig::default(), 400, units);
+    let mut in_flight = writes(&effects);
+    let mut now = SECOND;
+    let mut written = 0;
+    for _ in 0..1000 {
+        now += Duration::from_millis(1);
+        let (away, there): (Vec<u64>, Vec<u64>) =
+            in_flight.drain(..).partition(|unit| unit % 2 == 0);
+        let mut effects = Vec::new();
+        for unit in away {
+            effects.extend(done(&mut machine, unit, Err(error(Verdict::Retry)), now));
+        }
+        for unit in there {
+            written += 1;
+            effects.extend(done(&mut machine, unit, Ok(()), now));
+        }
+        machine.on(Event::Tick, now, &mut effects);
+        in_flight.extend(writes(&effects));
+        if written == 200 {
+            break;
+        }
+    }
+    assert_eq!(written, 200, "all that could be written");
+    let took = now - SECOND;
+    assert!(took < Duration::from_millis(40), "{took:?} of answers that take a millisecond each");
+}
+
+#[test]
+fn failures_of_one_round_cut_the_limit_once() {
+    let config = DeliverConfig {
+        breaker: BreakerConfig { failures_max: u32::MAX, ..BreakerConfig::default() },
+        ..DeliverConfig::default()
+    };
+    let units = (0..100).map(|id| to(0, id)).collect();
+    let (mut machine, effects) = with(config, 100, units);
+    let sent = writes(&effects);
+    assert_eq!((sent.len(), machine.in_flight_limit()), (8, 8));
+    for (unit, millis) in sent.into_iter().zip(1..) {
+        let now = SECOND + Duration::from_millis(millis);
+        done(&mut machine, unit, Err(error(Verdict::Retry)), now);
+    }
+    assert_eq!(machine.in_flight_limit(), 4);
+}
+
+#[test]
+fn answers_that_come_late_cut_the_limit_and_prompt_ones_let_it_grow() {
+    let units = (0..1000).map(|id| to(0, id)).collect();
+    let (mut machine, effects) = with(DeliverConfig::default(), 1000, units);
+    let mut in_flight = writes(&effects);
+    let mut now = SECOND;
+    for _ in 0..5 {
+        now += Duration::from_millis(10);
+        let answered = std::mem::take(&mut in_flight);
+        for unit in answered {
+            in_flight.extend(writes(&done(&mut machine, unit, Ok(()), now)));
+        }
+    }
+    let grown = machine.in_flight_limit();
+    assert!(grown > 32, "{grown} after five rounds");
+    now += 2 * SECOND;
+    for unit in in_flight {
+        done(&mut machine, unit, Ok(()), now);
+    }
+    let cut = machine.in_flight_limit();
+    assert!(cut < grown && cut >= grown / 2, "{grown} became {cut}");
+}
+
+#[test]
+fn definitions_that_fail_again_are_tried_in_halves_and_what_waits_for_them_follows_its_half() {
+    let definitions =
+        UnitPlan { is_definition: true, rows: 2, lane: Lane::Definitions, ..plan(1, &[]) };
+    let of_row = |id, row| UnitPlan {
+        after: Some((UnitId(1), row)),
+        ..plan(id, &[u32::try_from(row).unwrap()])
+    };
+    let (mut machine, effects) =
+        with(DeliverConfig::default(), 2, vec![definitions, of_row(2, 0), of_row(3, 1)]);
+    assert_eq!(effects, [Effect::Write(UnitId(1))]);
+    let mut now = SECOND;
+    let mut split = Vec::new();
+    for _ in 0..2 {
+        done(&mut machine, 1, Err(error(Verdict::Retry)), now);
+        now = machine.next_deadline().unwrap();
+        split.clear();
+        machine.on(Event::Tick, now, &mut split);
+    }
+    assert_eq!(split, [Effect::Split(UnitId(1))]);
+    let half = |id| UnitPlan { is_definition: true, rows: 1, ..plan(id, &[]) };
+    let mut effects = Vec::new();
+    let halves = Event::Halves { unit: UnitId(1), halves: [half(4), half(5)] };
+    machine.on(halves, now, &mut effects);
+    let mut sent = writes(&effects);
+    // One of them may have to wait for the limit.
+    let effects = done(&mut machine, sent.remove(0), Ok(()), now);
+    sent.extend(writes(&effects));
+    sent.sort_unstable();
+    assert_eq!(sent, [3, 4], "5 is written, so 3 need not wait any more, whatever becomes of 4");
+    for _ in 0..3 {
+        done(&mut machine, 4, Err(error(Verdict::Retry)), now);
+        now = machine.next_deadline().unwrap();
+        let mut effects = Vec::new();
+        machine.on(Event::Tick, now, &mut effects);
+        assert_eq!(effects.iter().filter(|e| matches!(e, Effect::Split(_))).count(), 0);
+    }
+    assert!(writes(&done(&mut machine, 4, Ok(()), now)).contains(&2));
+}
+
 #[test]
 fn what_is_under_way_when_the_store_may_have_lost_rows_is_neither_acknowledged_nor_remembered() {
     let definition = UnitPlan { is_definition: true, ..plan(1, &[]) };
-    let follower = UnitPlan { after: Some(UnitId(1)), ..plan(2, &[0]) };
+    let follower = UnitPlan { after: Some((UnitId(1), 0)), ..plan(2, &[0]) };
     let units = vec![definition, follower, plan(3, &[1]), plan(4, &[2])];
     let (mut machine, _) = with(DeliverConfig::default(), 3, units);
     // Confirmed, and perhaps lost, before it could be acknowledged.
@@ -243,4 +392,68 @@ fn a_probe_that_is_under_way_when_all_is_forgotten_still_closes_the_breaker() {
     machine.on(Event::StartOver, 60 * SECOND, &mut effects);
     let effects = done(&mut machine, 1, Ok(()), 61 * SECOND);
     assert_eq!(effects, [Effect::Breaker(BreakerState::Closed)]);
+}
+
+#[test]
+fn who_gives_way_sends_little_but_does_not_stop_and_has_all_of_it_back_afterwards() {
+    let config = DeliverConfig { in_flight_max: 64, ..DeliverConfig::default() };
+    let mut machine = Deliver::new(config);
+    machine.give_way(true);
+    let mut effects = Vec::new();
+    let units = (1..=100).map(|id| to(id, id)).collect();
+    let event = Event::Gathered {
+        gather: GatherId(1),
+        start: Position::new(100),
+        outstanding: vec![1; 100],
+        units,
+    };
+    machine.on(event, SECOND, &mut effects);
+    assert_eq!(writes(&effects).len(), 64 / 16);
+    let effects = done(&mut machine, writes(&effects)[0], Ok(()), SECOND);
+    assert_eq!(writes(&effects).len(), 1);
+    machine.give_way(false);
+    let mut effects = Vec::new();
+    machine.on(Event::Tick, SECOND, &mut effects);
+    assert_eq!(writes(&effects).len(), 60);
+}
+
+#[test]
+fn two_machines_of_one_pace_send_no_more_bytes_than_it_allows() {
+    let pace = Arc::new(Mutex::new(Pace::new(10_000)));
+    let mut machines: Vec<Deliver> = (0..2)
+        .map(|_| Deliver::new(DeliverConfig::default()).with_pace(Some(Arc::clone(&pace))))
+        .collect();
+    let (mut sent, mut now) = (0, SECOND);
+    for machine in &mut machines {
+        let event = Event::Gathered {
+            gather: GatherId(1),
+            start: Position::new(100),
+            outstanding: vec![1; 1000],
+            units: (1..=1000).map(|id| to(id, id)).collect(),
+        };
+        let mut effects = Vec::new();
+        machine.on(event, now, &mut effects);
+        let mut answered = writes(&effects);
+        while let Some(unit) = answered.pop() {
+            sent += 1;
+            answered.extend(writes(&done(machine, unit, Ok(()), now)));
+        }
+    }
+    // What may be sent at once: a quarter of a second.
+    assert_eq!(sent, 3);
+    while now < 11 * SECOND {
+        let due: Vec<Duration> = machines.iter().filter_map(Deliver::next_deadline).collect();
+        now = (*due.iter().min().unwrap()).max(now);
+        for machine in &mut machines {
+            let mut effects = Vec::new();
+            machine.on(Event::Tick, now, &mut effects);
+            let mut answered = writes(&effects);
+            while let Some(unit) = answered.pop() {
+                sent += 1;
+                answered.extend(writes(&done(machine, unit, Ok(()), now)));
+            }
+        }
+    }
+    // A thousand bytes each, ten thousand a second, for ten seconds.
+    assert!((98..=105).contains(&sent), "{sent}");
 }

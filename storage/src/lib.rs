@@ -29,7 +29,7 @@ pub use read::{
     MeasurementQuery, Read, SeriesFilter, StoredMeasurement, StoredSeries, StoredTransition,
     TransitionQuery,
 };
-pub use rows::{AlarmTransition, Definition, Dimension, Measurement, Series, Stamp, Write};
+pub use rows::{AlarmTransition, Definition, Dimension, Measurement, Run, Series, Stamp, Write};
 
 /// A place where rows are kept.
 pub trait Store: Send + Sync + 'static {
@@ -38,6 +38,14 @@ pub trait Store: Send + Sync + 'static {
     /// # Errors
     /// Any of the rows may be missing; [`StoreError::verdict`] says what to do with all of them.
     fn write<'a>(&'a self, rows: Write<'a>) -> BoxFuture<'a, Result<(), StoreError>>;
+
+    /// A number for the set of replicas that keeps the measurements of a series, as far as that is known now: rows of one
+    /// set are worth sending together, and fail together. `None`: unknown, or there are no replicas. Cheap, and never
+    /// asks anybody.
+    fn replicas(&self, series: &MetricId) -> Option<u64> {
+        let _ = series;
+        None
+    }
 
     /// Whether `Ok` from [`Store::write`] alone is not yet durable, so that the caller acknowledges rows to its log
     /// only after the next [`Store::flush`].

@@ -89,6 +89,15 @@ pub struct Measurement {
     pub stamp: Stamp,
 }
 
+/// Measurements of one series that travel together with those of others.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Run {
+    /// The series.
+    pub series: Arc<Series>,
+    /// Its values.
+    pub rows: Vec<Measurement>,
+}
+
 /// The rows that describe a series: written before or with its first measurement, refreshed later.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Definition {
@@ -128,11 +137,11 @@ pub struct AlarmTransition {
     pub stamp: Stamp,
 }
 
-/// Rows that one request to the store carries: all of one kind, measurements all of one series.
+/// Rows that one request to the store carries, all of one kind.
 #[derive(Debug, Clone, Copy)]
 pub enum Write<'a> {
-    /// One definition: every table that describes the series.
-    Definition(&'a Definition),
+    /// Definitions: every table that describes these series. Those of one name and tenant cost least together.
+    Definitions(&'a [Definition]),
     /// Measurements of one series, at most one per time.
     Measurements {
         /// The series.
@@ -140,6 +149,9 @@ pub enum Write<'a> {
         /// Its values.
         rows: &'a [Measurement],
     },
+    /// A few measurements each of several series that [`Store::replicas`](crate::Store::replicas) says the same of; each
+    /// series once, and each of its times once.
+    Runs(&'a [Run]),
     /// Alarm transitions of any alarms.
     Alarms(&'a [AlarmTransition]),
 }
@@ -149,10 +161,64 @@ impl Write<'_> {
     #[must_use]
     pub fn len(&self) -> usize {
         match self {
-            Write::Definition(_) => 1,
+            Write::Definitions(definitions) => definitions.len(),
             Write::Measurements { rows, .. } => rows.len(),
+            Write::Runs(runs) => runs.iter().map(|run| run.rows.len()).sum(),
             Write::Alarms(rows) => rows.len(),
         }
+    }
+
+    /// Bytes that it takes on the way to a remote store, about.
+    #[must_use]
+    pub fn wire_bytes(&self) -> usize {
+        /// What each statement of a batch has besides its values: id, lengths, write time and expiry.
+        const ROW_BYTES: usize = 64;
+        /// A measurement's id, time and value.
+        const MEASUREMENT_BYTES: usize = 48;
+        const REQUEST_BYTES: usize = 64;
+        let measurements = |rows: &[Measurement]| -> usize {
+            let bytes = rows.iter().map(|row| row.value_meta.len());
+            bytes.sum::<usize>().saturating_add(
+                rows.len().saturating_mul(ROW_BYTES.saturating_add(MEASUREMENT_BYTES)),
+            )
+        };
+        let rows = match self {
+            // In five tables: most texts of a series stand in two of them, each dimension in three more.
+            Write::Definitions(definitions) => definitions
+                .iter()
+                .map(|definition| {
+                    let series = definition.series.as_ref();
+                    let name = series
+                        .region
+                        .len()
+                        .saturating_add(series.tenant_id.len())
+                        .saturating_add(series.name.len());
+                    let dimensions: usize = series
+                        .dimensions
+                        .iter()
+                        .map(|dimension| dimension.name.len().saturating_add(dimension.value.len()))
+                        .sum();
+                    let each = name.saturating_add(ROW_BYTES);
+                    let lists = each.saturating_add(dimensions).saturating_mul(2);
+                    let shared =
+                        each.saturating_mul(series.dimensions.len()).saturating_add(dimensions);
+                    lists.saturating_add(shared.saturating_mul(3))
+                })
+                .sum(),
+            Write::Measurements { rows, .. } => measurements(rows),
+            Write::Runs(runs) => runs.iter().map(|run| measurements(&run.rows)).sum(),
+            Write::Alarms(rows) => rows
+                .iter()
+                .map(|row| {
+                    [&row.tenant_id, &row.alarm_id, &row.metric, &row.reason, &row.sub_alarms]
+                        .iter()
+                        .map(|text| text.len())
+                        .sum::<usize>()
+                        .saturating_add(ROW_BYTES)
+                })
+                .sum(),
+        };
+        rows.saturating_add(REQUEST_BYTES)
     }
 
     /// True when there is nothing to write.

@@ -235,8 +235,13 @@ impl SledStore {
         self.check_room()?;
         let _one_writer = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         match rows {
-            Write::Definition(definition) => self.write_definition(definition),
+            Write::Definitions(definitions) => {
+                definitions.iter().try_for_each(|definition| self.write_definition(definition))
+            }
             Write::Measurements { series, rows } => self.write_measurements(&series.id, rows),
+            Write::Runs(runs) => {
+                runs.iter().try_for_each(|run| self.write_measurements(&run.series.id, &run.rows))
+            }
             Write::Alarms(rows) => self.write_alarms(rows),
         }
     }

@@ -23,8 +23,8 @@ use scylla::value::CqlTimestamp;
 use storage::cassandra::{CassandraConfig, CassandraStore, schema};
 use storage::sled_store::{SledConfig, SledStore};
 use storage::{
-    AlarmTransition, Definition, Dimension, IdScheme, Measurement, MeasurementQuery, Read, Series,
-    SeriesFilter, Stamp, Store, StoreError, TransitionQuery, Verdict, Write,
+    AlarmTransition, Definition, Dimension, IdScheme, Measurement, MeasurementQuery, Read, Run,
+    Series, SeriesFilter, Stamp, Store, StoreError, TransitionQuery, Verdict, Write,
 };
 use tempfile::TempDir;
 
@@ -399,7 +399,7 @@ fn writing_again_changes_nothing() {
             let alarms =
                 [alarm("a", now, "ALARM", stamp(now, 0)), alarm("b", now, "OK", stamp(now, 1))];
             for _ in 0..3 {
-                place.write(Write::Definition(&definition)).await;
+                place.write(Write::Definitions(std::slice::from_ref(&definition))).await;
                 place.write(Write::Measurements { series: &series, rows: &rows }).await;
                 place.write(Write::Alarms(&alarms)).await;
                 let seen: Vec<_> = rows.iter().map(as_seen).collect();
@@ -426,7 +426,7 @@ fn a_lower_write_time_does_not_overwrite_a_higher_one_in_either_order() {
                     place.write(Write::Measurements { series: &series, rows: &[row] }).await;
                     let mut definition = definition(series.clone(), now, stamp);
                     definition.updated_at_ms = now + 10 - newer;
-                    place.write(Write::Definition(&definition)).await;
+                    place.write(Write::Definitions(std::slice::from_ref(&definition))).await;
                     let state = if newer == 2 { "ALARM" } else { "UNDETERMINED" };
                     place.write(Write::Alarms(&[alarm(name, now, state, stamp)])).await;
                 }
@@ -507,7 +507,7 @@ fn text_of_any_script_comes_back_as_it_was() {
                 reason: "zu heiß: 99 ℃".to_owned(),
                 ..alarm("警報", now, "ALARM", stamp(now, 0))
             };
-            place.write(Write::Definition(&definition)).await;
+            place.write(Write::Definitions(std::slice::from_ref(&definition))).await;
             place
                 .write(Write::Measurements { series: &series, rows: std::slice::from_ref(&row) })
                 .await;
@@ -594,7 +594,7 @@ fn cassandra_a_definition_fills_its_five_tables_and_an_alarm_the_sixth() {
             Definition { updated_at_ms: now + 5, ..definition(series.clone(), now, stamp) };
         let row = measurement(now, 1.5, stamp);
         let transition = alarm("a", now, "ALARM", stamp);
-        tables.store.write(Write::Definition(&definition)).await.unwrap();
+        tables.store.write(Write::Definitions(std::slice::from_ref(&definition))).await.unwrap();
         tables
             .store
             .write(Write::Measurements { series: &series, rows: std::slice::from_ref(&row) })
@@ -696,15 +696,135 @@ fn a_definition_keeps_its_first_creation_time_whoever_writes_it_again() {
                 updated_at_ms: now + newer,
                 ..definition(series.clone(), now, stamp(now, newer))
             };
-            place.write(Write::Definition(&at(now - 5000, 1))).await;
+            place.write(Write::Definitions(&[at(now - 5000, 1)])).await;
             // A persister that remembers nothing takes it for new.
-            place.write(Write::Definition(&at(now + 2000, 2))).await;
+            place.write(Write::Definitions(&[at(now + 2000, 2)])).await;
             let found = place.series().await;
             assert_eq!(found, [as_seen_series(&at(now - 5000, 2))], "{}", place.name());
-            place.write(Write::Definition(&at(now - 9000, 3))).await;
+            place.write(Write::Definitions(&[at(now - 9000, 3)])).await;
             let found = place.series().await;
             assert_eq!(found, [as_seen_series(&at(now - 9000, 3))], "{}", place.name());
         }
+    });
+}
+
+/// Hosts that measure the same two things, as a cloud's do.
+fn many_series() -> Vec<Series> {
+    (0..130)
+        .map(|number| {
+            let dimensions = vec![
+                dimension("service", "compute"),
+                dimension("hostname", &format!("node-{}", number / 2)),
+            ];
+            let name = if number % 2 == 0 { "cpu" } else { "memory" };
+            Series::new(IdScheme::Sha256, "eu", "tenant-1", name, dimensions)
+        })
+        .collect()
+}
+
+#[test]
+fn definitions_written_together_read_like_those_written_one_by_one() {
+    let node = shared_node();
+    run(async {
+        let (together, alone) = (Place::all(&node).await, Place::all(&node).await);
+        let now = now_ms();
+        for (together, alone) in together.into_iter().zip(alone) {
+            let of_all = |created_at_ms: i64, newer: i64| -> Vec<Definition> {
+                let each = |series| Definition {
+                    created_at_ms,
+                    updated_at_ms: now + newer,
+                    ..definition(series, now, stamp(now, newer))
+                };
+                many_series().into_iter().map(each).collect()
+            };
+            let first = of_all(now - 5000, 1);
+            let (known, new) = first.split_at(100);
+            together.write(Write::Definitions(known)).await;
+            for definition in known {
+                alone.write(Write::Definitions(std::slice::from_ref(definition))).await;
+            }
+            // All of them again, with a later creation time: the earlier one stays where there is one.
+            let again = of_all(now + 2000, 2);
+            together.write(Write::Definitions(&again)).await;
+            for definition in &again {
+                alone.write(Write::Definitions(std::slice::from_ref(definition))).await;
+            }
+            let mut found = [together.series().await, alone.series().await];
+            found.iter_mut().for_each(|series| series.sort());
+            let [found, expected] = found;
+            assert_eq!(found, expected, "{}", together.name());
+            let earlier = found.iter().filter(|series| series.5 == now - 5000).count();
+            assert_eq!((found.len(), earlier), (100 + new.len(), 100), "{}", together.name());
+            if let (Place::Cassandra(together), Place::Cassandra(alone)) = (&together, &alone) {
+                for (columns, table) in [
+                    ("region, tenant_id, name, value", "dimensions"),
+                    ("region, dimension_name, dimension_value, metric_name", "dimensions_metrics"),
+                    ("region, metric_name, dimension_name, dimension_value", "metrics_dimensions"),
+                ] {
+                    type Row = (String, String, String, String);
+                    let mut found = together.select::<Row>(columns, table, ()).await;
+                    let mut expected = alone.select::<Row>(columns, table, ()).await;
+                    found.sort();
+                    expected.sort();
+                    assert_eq!(found, expected, "{table}");
+                    assert!(found.len() >= 66, "{table}: {}", found.len());
+                }
+                type Statics = (Vec<u8>, String, String, String, Vec<String>);
+                let columns = "metric_id, region, tenant_id, metric_name, dimensions";
+                let mut found = together.select::<Statics>(columns, "measurements", ()).await;
+                let mut expected = alone.select::<Statics>(columns, "measurements", ()).await;
+                found.sort();
+                expected.sort();
+                assert_eq!((found.len(), &found), (130, &expected), "static columns");
+            }
+        }
+    });
+}
+
+#[test]
+fn few_rows_of_many_series_written_together_are_all_there() {
+    let node = shared_node();
+    run(async {
+        for place in Place::all(&node).await {
+            let now = now_ms();
+            let runs: Vec<Run> = many_series()
+                .into_iter()
+                .take(10)
+                .zip(0..)
+                .map(|(series, number)| Run {
+                    series: Arc::new(series),
+                    rows: (0..4)
+                        .map(|at| measurement(now + at, number as f64, stamp(now, at)))
+                        .collect(),
+                })
+                .collect();
+            place.write(Write::Runs(&runs)).await;
+            place.write(Write::Runs(&runs[3..5])).await;
+            for run in &runs {
+                let expected: Vec<Seen> = run.rows.iter().map(as_seen).collect();
+                assert_eq!(place.measurements(&run.series).await, expected, "{}", place.name());
+            }
+        }
+    });
+}
+
+#[test]
+fn cassandra_says_which_series_the_same_replicas_keep() {
+    let node = shared_node();
+    run(async {
+        let tables = Tables::new(&node).await;
+        let replicas: Vec<Option<u64>> =
+            many_series().iter().map(|series| tables.store.replicas(&series.id)).collect();
+        assert!(replicas[0].is_some(), "known once there is a connection");
+        assert!(
+            replicas.iter().all(|other| *other == replicas[0]),
+            "one node keeps all: {replicas:?}"
+        );
+        let nowhere = CassandraConfig {
+            contact_points: vec!["127.0.0.1:1".to_owned()],
+            ..CassandraConfig::default()
+        };
+        assert_eq!(store(&nowhere).replicas(&series("cpu").id), None);
     });
 }
 
@@ -731,13 +851,17 @@ fn cassandra_what_describes_a_series_outlives_its_measurements_and_is_refreshed(
             assert!((want - 60..=want).contains(&left), "{what}: {left} s of {want} s left");
         };
         // As if it had been written most of its time ago.
-        tables.store.write(Write::Definition(&refresh(0, 2 * DAY_S))).await.unwrap();
+        tables.store.write(Write::Definitions(&[refresh(0, 2 * DAY_S)])).await.unwrap();
         let rows = [row(0, retention_s)];
         tables.store.write(Write::Measurements { series: &series, rows: &rows }).await.unwrap();
         for (newer, want) in [(0, 2 * DAY_S), (1000, described_s)] {
             if newer > 0 {
                 let refreshed = refresh(newer, described_s);
-                tables.store.write(Write::Definition(&refreshed)).await.unwrap();
+                tables
+                    .store
+                    .write(Write::Definitions(std::slice::from_ref(&refreshed)))
+                    .await
+                    .unwrap();
             }
             let of = "measurements WHERE metric_id = ?";
             let id = (series.id.as_bytes(),);
@@ -766,7 +890,7 @@ fn cassandra_what_describes_a_series_outlives_its_measurements_and_is_refreshed(
         // A series whose measurements are all gone is still described.
         let silent = Series::new(IdScheme::Sha256, "eu", "tenant-1", "gone", Vec::new());
         let described = definition(silent.clone(), now, stamp(now, 0));
-        tables.store.write(Write::Definition(&described)).await.unwrap();
+        tables.store.write(Write::Definitions(std::slice::from_ref(&described))).await.unwrap();
         let rows = [row(0, 1)];
         tables.store.write(Write::Measurements { series: &silent, rows: &rows }).await.unwrap();
         tokio::time::sleep(Duration::from_millis(2500)).await;
@@ -823,13 +947,13 @@ fn cassandra_a_tenant_too_long_for_a_key_is_rejected_and_others_still_go_through
         );
         let error = tables
             .store
-            .write(Write::Definition(&definition(long, now, stamp(now, 0))))
+            .write(Write::Definitions(&[definition(long, now, stamp(now, 0))]))
             .await
             .unwrap_err();
         assert_eq!((error.verdict, error.code), (Verdict::Reject, "DB_INVALID_ROW"), "{error}");
         tables
             .store
-            .write(Write::Definition(&definition(series("cpu"), now, stamp(now, 0))))
+            .write(Write::Definitions(&[definition(series("cpu"), now, stamp(now, 0))]))
             .await
             .unwrap();
     });
@@ -940,7 +1064,7 @@ fn sled_everything_flushed_is_there_after_reopening() {
     run(async {
         let store = open_sled(dir.path());
         assert!(store.needs_flush());
-        store.write(Write::Definition(&definition)).await.unwrap();
+        store.write(Write::Definitions(std::slice::from_ref(&definition))).await.unwrap();
         store.write(Write::Measurements { series: &series, rows: &rows }).await.unwrap();
         store.write(Write::Alarms(&alarms)).await.unwrap();
         store.flush().await.unwrap();

@@ -25,6 +25,7 @@ mod memory;
 mod network;
 mod persister;
 mod rebalance;
+mod slow_link;
 mod topics;
 
 use std::time::Duration;

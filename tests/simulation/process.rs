@@ -150,7 +150,8 @@ impl Process {
         };
         let look_ahead = LookAhead { rows_max: 20, freshness: Duration::from_secs(1) };
         let reader =
-            LogReader::new(wal.clone(), gather, look_ahead, Arc::clone(&memory), delivered);
+            LogReader::new(wal.clone(), gather, look_ahead, Arc::clone(&memory), delivered)
+                .with_replicas(Arc::new(|series| Some(u64::from(series.as_bytes()[0] % 2))));
         let deliver = DeliverConfig {
             in_flight_max: 8,
             needs_flush: dice.one_in(3),

@@ -19,7 +19,8 @@ pub(super) struct Statements {
     pub series: PreparedStatement,
     /// [region, tenant, name, dimensions, names, id, created, updated, write time, ttl]
     pub metric: PreparedStatement,
-    /// When a series was created: [region, tenant, name, dimensions, names]. `None`: the cluster does not let us read.
+    /// When series of one name were created: [region, tenant, name, list of dimensions]; dimensions and creation times come
+    /// back. `None`: the cluster does not let us read.
     pub created: Option<PreparedStatement>,
     /// [region, tenant, dimension name, value, write time]
     pub dimension: PreparedStatement,
@@ -80,8 +81,8 @@ impl Statements {
 
 /// The only statement that reads. Without it a series' creation time is what this persister knows of it.
 async fn prepare_created(session: &Session, keyspace: &str) -> Option<PreparedStatement> {
-    const KEY: &str = "region = ? AND tenant_id = ? AND metric_name = ? AND dimensions = ? AND dimension_names = ?";
-    let text = format!("SELECT created_at FROM {keyspace}.metrics WHERE {KEY}");
+    const KEY: &str = "region = ? AND tenant_id = ? AND metric_name = ? AND dimensions IN ?";
+    let text = format!("SELECT dimensions, created_at FROM {keyspace}.metrics WHERE {KEY}");
     match session.prepare(text).await {
         Ok(mut statement) => {
             statement.set_is_idempotent(true);

@@ -4,7 +4,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
-use futures_util::future::{BoxFuture, try_join_all};
+use futures_util::future::BoxFuture;
 use scylla::client::session::Session;
 use scylla::serialize::row::SerializeRow;
 use scylla::statement::batch::{Batch, BatchType};
@@ -13,11 +13,12 @@ use scylla::value::CqlTimestamp;
 
 use super::session::{CassandraConfig, connect};
 use super::statements::Statements;
-use super::{errors, lives, schema};
+use super::{errors, lives, replicas, schema};
 use crate::Store;
 use crate::error::{StoreError, Verdict};
 use crate::lives::NodeLife;
-use crate::rows::{AlarmTransition, Definition, Measurement, Series, Write};
+use crate::metric_id::MetricId;
+use crate::rows::{AlarmTransition, Measurement, Run, Series, Write};
 
 /// Longest wait between two attempts to connect.
 const CONNECT_WAIT_MAX: Duration = Duration::from_secs(10);
@@ -45,9 +46,9 @@ struct State {
     closed: bool,
 }
 
-struct Connected {
-    session: Arc<Session>,
-    statements: Arc<Statements>,
+pub(super) struct Connected {
+    pub(super) session: Arc<Session>,
+    pub(super) statements: Arc<Statements>,
 }
 
 impl Shared {
@@ -144,10 +145,11 @@ impl CassandraStore {
     async fn write_now(&self, rows: Write<'_>) -> Result<(), StoreError> {
         let connected = self.shared.connected().await?;
         let written = match rows {
-            Write::Definition(definition) => connected.write_definition(definition).await,
+            Write::Definitions(definitions) => connected.write_definitions(definitions).await,
             Write::Measurements { series, rows } => {
                 connected.write_measurements(series, rows).await
             }
+            Write::Runs(runs) => connected.write_runs(runs).await,
             Write::Alarms(rows) => connected.write_alarms(rows).await,
         };
         written.map_err(|error| self.shared.note(error))
@@ -177,7 +179,7 @@ impl Connected {
     }
 
     /// Rows of one partition in one request: one mutation for the server.
-    async fn execute_all<R: SerializeRow>(
+    pub(super) async fn execute_all<R: SerializeRow>(
         &self,
         statement: &PreparedStatement,
         rows: &[R],
@@ -199,89 +201,17 @@ impl Connected {
         series: &Series,
         rows: &[Measurement],
     ) -> Result<(), StoreError> {
-        let id = series.id.as_bytes();
-        let rows: Vec<_> = rows
-            .iter()
-            .map(|row| {
-                let stamp = row.stamp;
-                let time = CqlTimestamp(row.time_ms);
-                (id, time, row.value, row.value_meta.as_str(), stamp.write_time_us, stamp.ttl_s)
-            })
-            .collect();
+        let rows: Vec<_> = rows.iter().map(|row| bound(series, row)).collect();
         self.execute_all(&self.statements.measurement, &rows).await
     }
 
-    /// When the series was created, if the table says so. A persister that forgot it, or never knew, must not write a
-    /// later one over it; and a date is not worth stopping for, so an answer that does not come is none.
-    async fn created_at_ms(&self, key: impl SerializeRow) -> Option<i64> {
-        let statement = self.statements.created.as_ref()?;
-        let answer = self.session.execute_unpaged(statement, key).await;
-        let rows = answer.ok()?.into_rows_result().ok()?;
-        let (created_at,) = rows.maybe_first_row::<(Option<CqlTimestamp>,)>().ok()??;
-        created_at.map(|time| time.0)
-    }
-
-    async fn write_definition(&self, definition: &Definition) -> Result<(), StoreError> {
-        let series = definition.series.as_ref();
-        let stamp = definition.stamp;
-        let (id, region, tenant_id, name) = (
-            series.id.as_bytes(),
-            series.region.as_str(),
-            series.tenant_id.as_str(),
-            series.name.as_str(),
-        );
-        let dimensions = series.dimension_list();
-        let names = series.dimension_names();
-        let statements = &self.statements;
-        let created_at_ms = self
-            .created_at_ms((region, tenant_id, name, &dimensions, &names))
-            .await
-            .map_or(definition.created_at_ms, |known| known.min(definition.created_at_ms));
-        let mut requests: Vec<BoxFuture<'_, Result<(), StoreError>>> = Vec::new();
-        requests.push(
-            self.execute(
-                &statements.series,
-                (id, region, tenant_id, name, &dimensions, stamp.write_time_us, stamp.ttl_s),
-            )
-            .boxed(),
-        );
-        requests.push(
-            self.execute(
-                &statements.metric,
-                (
-                    region,
-                    tenant_id,
-                    name,
-                    &dimensions,
-                    &names,
-                    id,
-                    CqlTimestamp(created_at_ms),
-                    CqlTimestamp(definition.updated_at_ms),
-                    stamp.write_time_us,
-                    stamp.ttl_s,
-                ),
-            )
-            .boxed(),
-        );
-        for dimension in &series.dimensions {
-            let (key, value, at) =
-                (dimension.name.as_str(), dimension.value.as_str(), stamp.write_time_us);
-            let tables = [
-                self.execute(&statements.dimension, (region, tenant_id, key, value, at)).boxed(),
-                self.execute(
-                    &statements.dimension_metric,
-                    (region, tenant_id, key, value, name, at),
-                )
-                .boxed(),
-                self.execute(
-                    &statements.metric_dimension,
-                    (region, tenant_id, name, key, value, at),
-                )
-                .boxed(),
-            ];
-            requests.extend(tables);
-        }
-        try_join_all(requests).await.map(drop)
+    /// One batch of several partitions: worth it for few rows of each, of the same replicas.
+    async fn write_runs(&self, runs: &[Run]) -> Result<(), StoreError> {
+        let rows: Vec<_> = runs
+            .iter()
+            .flat_map(|run| run.rows.iter().map(|row| bound(&run.series, row)))
+            .collect();
+        self.execute_all(&self.statements.measurement, &rows).await
     }
 
     async fn write_alarms(&self, rows: &[AlarmTransition]) -> Result<(), StoreError> {
@@ -313,9 +243,27 @@ impl Connected {
     }
 }
 
+/// A measurement as it is bound.
+fn bound<'a>(
+    series: &'a Series,
+    row: &'a Measurement,
+) -> (&'a [u8], CqlTimestamp, f64, &'a str, i64, i32) {
+    let Measurement { value, stamp, .. } = *row;
+    let (id, time) = (series.id.as_bytes(), CqlTimestamp(row.time_ms));
+    (id, time, value, row.value_meta.as_str(), stamp.write_time_us, stamp.ttl_s)
+}
+
 impl Store for CassandraStore {
     fn write<'a>(&'a self, rows: Write<'a>) -> BoxFuture<'a, Result<(), StoreError>> {
         self.write_now(rows).boxed()
+    }
+
+    fn replicas(&self, series: &MetricId) -> Option<u64> {
+        let session = self.shared.session().ok()?;
+        let (keyspace, table) = (&self.shared.config.keyspace, "measurements");
+        let cluster = session.get_cluster_state();
+        let token = cluster.compute_token(keyspace, table, &(series.as_bytes(),)).ok()?;
+        replicas::of_token(&cluster, keyspace, table, token)
     }
 
     fn needs_flush(&self) -> bool {
