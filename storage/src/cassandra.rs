@@ -1,11 +1,18 @@
 //! Apache Cassandra and ScyllaDB, with the tables that monasca-api reads.
 
+mod connecting;
 mod errors;
+pub mod inspection;
 mod lives;
+pub mod probe;
 pub mod schema;
+mod secret;
 mod session;
 mod statements;
 mod store;
+mod tls;
 
+pub use secret::Secret;
 pub use session::CassandraConfig;
 pub use store::CassandraStore;
+pub use tls::{CassandraTls, Verify};
