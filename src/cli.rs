@@ -28,7 +28,7 @@ use crate::exit;
 #[derive(Debug, Parser)]
 #[command(name = "monasca-persister", version, max_term_width = 100)]
 #[command(
-    after_help = "Exit codes: 0 stopped as asked, 64 usage, 69 no answer over HTTP, 70 fault of the program, \
+    after_help = "Exit codes: 0 stopped as asked, 64 usage, 69 no answer, 70 fault of the program, \
 74 disk, 75 locked or temporary, 77 permission, 78 configuration or data version."
 )]
 struct Cli {
@@ -42,8 +42,14 @@ enum Command {
     Run(run::RunArgs),
     /// Try it out: an in-process broker fed with this machine's own metrics, the log, the embedded store.
     Demo(demo::DemoArgs),
-    /// Say whether a configuration can be used, and everything that is wrong with it.
-    CheckConfig(ConfigFile),
+    /// Say whether a configuration can be used, and everything that is wrong with it; with --connect, whether Kafka and
+    /// Cassandra are as it needs them.
+    #[command(
+        after_help = "With --connect one line each for brokers, topics, groups, nodes, tables and rights, below a missing \
+one what to type or to set. Exit codes: 0 all is well, 69 somebody does not answer, 77 a right or a password is missing, \
+78 the configuration or what it names is wrong.\n\nExample:\n  monasca-persister check-config --connect --config persister.yaml"
+    )]
+    CheckConfig(check::CheckArgs),
     /// Show the configuration in effect.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -103,7 +109,7 @@ pub fn main() -> u8 {
     let outcome = match cli.command {
         Command::Run(args) => run::run(&args),
         Command::Demo(args) => demo::demo(&args),
-        Command::CheckConfig(file) => check::check(&file),
+        Command::CheckConfig(args) => check::check(&args),
         Command::Config(ConfigCommand::Print(file)) => check::print(&file),
         Command::Schema(command) => schema::schema(&command),
         Command::Status(args) => ask::print(&args, "/api/v1/status"),

@@ -364,6 +364,17 @@ impl Default for StoreConfig {
     }
 }
 
+/// Whether what is sent to Cassandra is compressed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CqlCompression {
+    /// As it is: on a fast network compression costs more time than it saves.
+    #[default]
+    None,
+    /// With LZ4, for slow or paid links.
+    Lz4,
+}
+
 /// A Cassandra or ScyllaDB cluster.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -380,11 +391,42 @@ pub struct CassandraSection {
     pub user: String,
     /// File that holds the password.
     pub password_file: Option<PathBuf>,
+    /// Variable that holds the password.
+    pub password_env: Option<String>,
+    /// Plaintext is the default because that is what an older persister spoke; it is never fallen back to.
+    pub protocol: KafkaProtocol,
+    /// Used when `protocol` is `tls`.
+    pub tls: KafkaTls,
+    /// Of requests and answers.
+    pub compression: CqlCompression,
     /// How long a request may take, all attempts of the driver together.
     #[serde(with = "humantime_serde")]
     pub request_timeout: Duration,
     /// Replication of the keyspace as `schema apply` creates it, in CQL.
     pub replication: String,
+}
+
+impl CassandraSection {
+    /// What an operator should know at every start, because it is allowed and yet not safe.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<&'static str> {
+        let mut warnings = Vec::new();
+        if self.tls.insecure_skip_verification {
+            warnings.push(
+                "store.cassandra.tls.insecure_skip_verification: anybody can pretend to be a node",
+            );
+        } else if self.tls.insecure_skip_hostname_verification {
+            warnings.push(
+                "store.cassandra.tls.insecure_skip_hostname_verification: anybody with a certificate of this CA can pretend to be a node",
+            );
+        }
+        if self.protocol == KafkaProtocol::Plaintext && !self.user.is_empty() {
+            warnings.push(
+                "store.cassandra.protocol is plaintext: the password and all rows can be read on their way",
+            );
+        }
+        warnings
+    }
 }
 
 impl Default for CassandraSection {
@@ -396,6 +438,10 @@ impl Default for CassandraSection {
             consistency: "LOCAL_QUORUM".to_owned(),
             user: String::new(),
             password_file: None,
+            password_env: None,
+            protocol: KafkaProtocol::default(),
+            tls: KafkaTls::default(),
+            compression: CqlCompression::default(),
             request_timeout: Duration::from_secs(10),
             replication: "{'class': 'SimpleStrategy', 'replication_factor': 1}".to_owned(),
         }

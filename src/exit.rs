@@ -13,7 +13,7 @@ use crate::secrets::SecretError;
 pub const OK: u8 = 0;
 /// The command line makes no sense.
 pub const USAGE: u8 = 64;
-/// Something that is asked over HTTP does not answer.
+/// Something that is asked, over HTTP or by `check-config --connect`, does not answer.
 pub const UNAVAILABLE: u8 = 69;
 /// A fault of this program.
 pub const SOFTWARE: u8 = 70;

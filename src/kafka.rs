@@ -8,6 +8,7 @@ mod commits;
 mod gaps;
 pub(crate) mod group;
 mod identity;
+pub mod inspection;
 pub mod ledger;
 pub mod letters;
 mod properties;

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use wal::{DiskFs, NoCarry, Wal, WalConfig};
 
 use crate::clock::wall_ms;
-use crate::config::{Config, ShutdownMode};
+use crate::config::{Config, ShutdownMode, StoreKind};
 use crate::dead_letters::{
     Clerk, ClerkParts, DeadLetters, LetterLimits, LetterOrders, RetryTarget,
 };
@@ -104,6 +104,11 @@ pub fn run(
     let started = Instant::now();
     for warning in config.kafka.security.warnings() {
         tracing::warn!(code = "KAFKA_INSECURE", "{warning}");
+    }
+    if config.store.kind == StoreKind::Cassandra {
+        for warning in config.store.cassandra.warnings() {
+            tracing::warn!(code = "DB_INSECURE", "{warning}");
+        }
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

@@ -155,12 +155,23 @@ impl Config {
                 ),
             );
         }
-        if cassandra.user.is_empty() != cassandra.password_file.is_none() {
+        let has_password = cassandra.password_file.is_some() || cassandra.password_env.is_some();
+        if cassandra.user.is_empty() == has_password {
             wrong(
                 "store.cassandra.password_file",
-                "user and password_file belong together".to_owned(),
+                "user and a password, in password_file or password_env, belong together".to_owned(),
             );
         }
+        let mut within = |key: &str, problem| wrong(&format!("store.cassandra.{key}"), problem);
+        cassandra.tls.problems(cassandra.protocol, "store.cassandra.protocol", &mut within);
+        security::one_place(
+            "password",
+            "user",
+            true,
+            cassandra.password_file.as_ref(),
+            cassandra.password_env.as_ref(),
+            &mut within,
+        );
         let letters = &self.dead_letters;
         if letters.age_max.is_some_and(|age| age < LETTER_AGE_LEAST) {
             wrong(

@@ -20,24 +20,24 @@ pub struct KafkaSecurity {
     pub sasl: KafkaSasl,
 }
 
-/// Whether connections are encrypted.
+/// Whether connections are encrypted, to the brokers or to Cassandra.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum KafkaProtocol {
     /// Readable by everybody on the way.
     #[default]
     Plaintext,
-    /// Encrypted, with the broker's certificate and name verified.
+    /// Encrypted, with the other side's certificate and name verified.
     Tls,
 }
 
-/// Certificates, in PEM files or a PKCS#12 key store.
+/// Certificates, in PEM files or a PKCS#12 key store: those for the brokers, or in Cassandra's section those for its nodes.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct KafkaTls {
-    /// Certificates that the broker's must be signed by; absent: those the system trusts.
+    /// Certificates that the other side's must be signed by; absent: those the system trusts.
     pub ca_file: Option<PathBuf>,
-    /// Our certificate and its chain, for brokers that ask for one. Together with `key_file`.
+    /// Our certificate and its chain, for those that ask for one. Together with `key_file`.
     pub certificate_file: Option<PathBuf>,
     /// Its private key.
     pub key_file: Option<PathBuf>,
@@ -151,37 +151,8 @@ impl KafkaSecurity {
     /// Calls `wrong` with the key, below `kafka.security`, and what is wrong with it.
     pub(super) fn problems(&self, mut wrong: impl FnMut(&str, String)) {
         let Self { protocol, tls, sasl } = self;
-        if *protocol == KafkaProtocol::Plaintext && *tls != KafkaTls::default() {
-            wrong(
-                "tls",
-                "is given, but kafka.security.protocol is plaintext: nothing would be encrypted; set it to tls"
-                    .to_owned(),
-            );
-        }
-        if tls.certificate_file.is_some() != tls.key_file.is_some() {
-            wrong("tls.key_file", "certificate_file and key_file belong together".to_owned());
-        }
-        if tls.keystore_file.is_some() && tls.certificate_file.is_some() {
-            wrong(
-                "tls.keystore_file",
-                "is given beside certificate_file: keep one of the two".to_owned(),
-            );
-        }
+        tls.problems(*protocol, "kafka.security.protocol", &mut wrong);
         for (key, owner, owned, file, variable) in [
-            (
-                "tls.key_password",
-                "key_file",
-                tls.key_file.is_some(),
-                &tls.key_password_file,
-                &tls.key_password_env,
-            ),
-            (
-                "tls.keystore_password",
-                "keystore_file",
-                tls.keystore_file.is_some(),
-                &tls.keystore_password_file,
-                &tls.keystore_password_env,
-            ),
             (
                 "sasl.password",
                 "a mechanism that has a password",
@@ -197,18 +168,7 @@ impl KafkaSecurity {
                 &sasl.oauthbearer.client_secret_env,
             ),
         ] {
-            if file.is_some() && variable.is_some() {
-                wrong(
-                    &format!("{key}_env"),
-                    format!("is given beside {key}_file: keep one of the two"),
-                );
-            }
-            if (file.is_some() || variable.is_some()) && !owned {
-                wrong(&format!("{key}_file"), format!("is of no use without {owner}"));
-            }
-            if variable.as_ref().is_some_and(|name| name.is_empty() || name.contains(['=', '\0'])) {
-                wrong(&format!("{key}_env"), "is not the name of a variable".to_owned());
-            }
+            one_place(key, owner, owned, file.as_ref(), variable.as_ref(), &mut wrong);
         }
         match sasl.mechanism {
             None | Some(SaslMechanism::OauthBearer) if !sasl.username.is_empty() => {
@@ -269,6 +229,70 @@ impl KafkaSecurity {
             );
         }
         warnings
+    }
+}
+
+impl KafkaTls {
+    /// Calls `wrong` with the key, from `tls` on, and what is wrong with it; `switch` is the key that decides about TLS.
+    pub(super) fn problems(
+        &self,
+        protocol: KafkaProtocol,
+        switch: &str,
+        mut wrong: impl FnMut(&str, String),
+    ) {
+        if protocol == KafkaProtocol::Plaintext && *self != Self::default() {
+            wrong(
+                "tls",
+                format!(
+                    "is given, but {switch} is plaintext: nothing would be encrypted; set it to tls"
+                ),
+            );
+        }
+        if self.certificate_file.is_some() != self.key_file.is_some() {
+            wrong("tls.key_file", "certificate_file and key_file belong together".to_owned());
+        }
+        if self.keystore_file.is_some() && self.certificate_file.is_some() {
+            wrong(
+                "tls.keystore_file",
+                "is given beside certificate_file: keep one of the two".to_owned(),
+            );
+        }
+        one_place(
+            "tls.key_password",
+            "key_file",
+            self.key_file.is_some(),
+            self.key_password_file.as_ref(),
+            self.key_password_env.as_ref(),
+            &mut wrong,
+        );
+        one_place(
+            "tls.keystore_password",
+            "keystore_file",
+            self.keystore_file.is_some(),
+            self.keystore_password_file.as_ref(),
+            self.keystore_password_env.as_ref(),
+            &mut wrong,
+        );
+    }
+}
+
+/// A secret has one place at most, and something that it belongs to.
+pub(super) fn one_place(
+    key: &str,
+    owner: &str,
+    owned: bool,
+    file: Option<&PathBuf>,
+    variable: Option<&String>,
+    wrong: &mut impl FnMut(&str, String),
+) {
+    if file.is_some() && variable.is_some() {
+        wrong(&format!("{key}_env"), format!("is given beside {key}_file: keep one of the two"));
+    }
+    if (file.is_some() || variable.is_some()) && !owned {
+        wrong(&format!("{key}_file"), format!("is of no use without {owner}"));
+    }
+    if variable.is_some_and(|name| name.is_empty() || name.contains(['=', '\0'])) {
+        wrong(&format!("{key}_env"), "is not the name of a variable".to_owned());
     }
 }
 

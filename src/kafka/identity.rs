@@ -1,6 +1,6 @@
 //! What the safe API of the client library does not tell or do: the leader epoch of a message and of a committed offset,
 //! the id of a topic, how a commit ended that nobody waits for, one that is waited for no longer than a given time,
-//! tokens with extensions.
+//! tokens with extensions, what we may do with a topic or a group.
 #![expect(
     unsafe_code,
     reason = "librdkafka has these in C only; everything is copied before it returns"
@@ -272,6 +272,159 @@ unsafe fn id_in(event: *mut rdsys::rd_kafka_event_t) -> Option<String> {
         let text = CStr::from_ptr(text).to_str().ok()?.to_owned();
         // All zero: the broker has no ids.
         (!text.trim_matches(['A', '=']).is_empty()).then_some(text)
+    }
+}
+
+/// What a principal's rights are about.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Resource<'a> {
+    /// A topic of this name.
+    Topic(&'a str),
+    /// A group of this name, whether there is one or not.
+    Group(&'a str),
+}
+
+/// What we may do with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Operations {
+    /// Consume, join and commit.
+    pub read: bool,
+    /// Produce.
+    pub write: bool,
+}
+
+/// Asks the brokers what we may do; `None` if they do not tell.
+///
+/// # Errors
+/// It is not there, or we may not even see it.
+pub(super) fn operations<C: ClientContext>(
+    client: &Client<C>,
+    resource: Resource<'_>,
+    timeout: Duration,
+) -> Result<Option<Operations>, RDKafkaErrorCode> {
+    let (Resource::Topic(name) | Resource::Group(name)) = resource;
+    let Ok(name) = CString::new(name) else { return Err(RDKafkaErrorCode::InvalidArgument) };
+    let timeout_ms = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
+    let mut names = [name.as_ptr()];
+    let operation = match resource {
+        Resource::Topic(_) => rdsys::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS,
+        Resource::Group(_) => rdsys::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBECONSUMERGROUPS,
+    };
+    // SAFETY: every object made here is destroyed here; the name outlives the request, which copies it; the result is
+    // read before its event is destroyed; null results are checked.
+    unsafe {
+        let handle = client.native_ptr();
+        let queue = rdsys::rd_kafka_queue_new(handle);
+        let options = rdsys::rd_kafka_AdminOptions_new(handle, operation);
+        let mut error = [0; 256];
+        // Times are within what the library takes; one that is not is replaced by its own.
+        rdsys::rd_kafka_AdminOptions_set_request_timeout(
+            options,
+            timeout_ms,
+            error.as_mut_ptr(),
+            error.len(),
+        );
+        let refused = rdsys::rd_kafka_AdminOptions_set_include_authorized_operations(options, 1);
+        if !refused.is_null() {
+            rdsys::rd_kafka_error_destroy(refused);
+        }
+        let event = match resource {
+            Resource::Topic(_) => {
+                let topics = rdsys::rd_kafka_TopicCollection_of_topic_names(names.as_mut_ptr(), 1);
+                rdsys::rd_kafka_DescribeTopics(handle, topics, options, queue);
+                let event = rdsys::rd_kafka_queue_poll(queue, timeout_ms);
+                rdsys::rd_kafka_TopicCollection_destroy(topics);
+                event
+            }
+            Resource::Group(_) => {
+                rdsys::rd_kafka_DescribeConsumerGroups(
+                    handle,
+                    names.as_mut_ptr(),
+                    1,
+                    options,
+                    queue,
+                );
+                rdsys::rd_kafka_queue_poll(queue, timeout_ms)
+            }
+        };
+        let found = if event.is_null() {
+            Err(RDKafkaErrorCode::OperationTimedOut)
+        } else {
+            let found = operations_in(event, resource);
+            rdsys::rd_kafka_event_destroy(event);
+            found
+        };
+        rdsys::rd_kafka_AdminOptions_destroy(options);
+        rdsys::rd_kafka_queue_destroy(queue);
+        found
+    }
+}
+
+/// # Safety
+/// `event` is the answer to a request that described one such resource.
+unsafe fn operations_in(
+    event: *mut rdsys::rd_kafka_event_t,
+    resource: Resource<'_>,
+) -> Result<Option<Operations>, RDKafkaErrorCode> {
+    const NONE: rdsys::rd_kafka_resp_err_t = rdsys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR;
+    // SAFETY: as promised by the caller; each pointer is checked before it is followed, and the operations are read
+    // within their count while the event lives.
+    unsafe {
+        let code = rdsys::rd_kafka_event_error(event);
+        if code != NONE {
+            return Err(code.into());
+        }
+        let (mut described, mut count) = (0, 0);
+        let (error, operations) = match resource {
+            Resource::Topic(_) => {
+                let result = rdsys::rd_kafka_event_DescribeTopics_result(event);
+                if result.is_null() {
+                    return Ok(None);
+                }
+                let topics =
+                    rdsys::rd_kafka_DescribeTopics_result_topics(result, &raw mut described);
+                if topics.is_null() || described != 1 {
+                    return Ok(None);
+                }
+                (
+                    rdsys::rd_kafka_TopicDescription_error(*topics),
+                    rdsys::rd_kafka_TopicDescription_authorized_operations(*topics, &raw mut count),
+                )
+            }
+            Resource::Group(_) => {
+                let result = rdsys::rd_kafka_event_DescribeConsumerGroups_result(event);
+                if result.is_null() {
+                    return Ok(None);
+                }
+                let groups = rdsys::rd_kafka_DescribeConsumerGroups_result_groups(
+                    result,
+                    &raw mut described,
+                );
+                if groups.is_null() || described != 1 {
+                    return Ok(None);
+                }
+                (
+                    rdsys::rd_kafka_ConsumerGroupDescription_error(*groups),
+                    rdsys::rd_kafka_ConsumerGroupDescription_authorized_operations(
+                        *groups,
+                        &raw mut count,
+                    ),
+                )
+            }
+        };
+        let code = if error.is_null() { NONE } else { rdsys::rd_kafka_error_code(error) };
+        if code != NONE {
+            return Err(code.into());
+        }
+        if operations.is_null() {
+            return Ok(None);
+        }
+        let operations = std::slice::from_raw_parts(operations, count);
+        let has = |wanted| operations.contains(&wanted);
+        Ok(Some(Operations {
+            read: has(rdsys::rd_kafka_AclOperation_t::RD_KAFKA_ACL_OPERATION_READ),
+            write: has(rdsys::rd_kafka_AclOperation_t::RD_KAFKA_ACL_OPERATION_WRITE),
+        }))
     }
 }
 

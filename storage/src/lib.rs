@@ -13,6 +13,7 @@
 pub mod cassandra;
 pub mod definitions;
 pub mod error;
+pub mod finding;
 pub mod lives;
 pub mod metric_id;
 pub mod read;
@@ -23,6 +24,7 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 
 pub use error::{StoreError, Verdict};
+pub use finding::{Finding, Grade};
 pub use lives::NodeLife;
 pub use metric_id::{IdScheme, MetricId};
 pub use read::{

@@ -9,6 +9,7 @@
 //! | node bootstrapping | retry | `DB_BOOTSTRAPPING` |
 //! | batch or mutation too large | split | `DB_BATCH_TOO_LARGE` |
 //! | wrong password, no right | wait | `DB_AUTH` |
+//! | TLS is not agreed on; see `probe.rs` and `tls.rs` | wait | `DB_TLS` |
 //! | keyspace, table or column missing, configuration error | wait | `DB_SCHEMA` |
 //! | no node in the data centre | wait | `DB_NO_NODE_IN_DC` |
 //! | value that cannot be stored: key over 65,535 bytes and the like | reject | `DB_INVALID_ROW` |

@@ -85,6 +85,10 @@ const TABLES: [Table; 6] = [
     ),
 ];
 
+/// Their names.
+pub(super) const TABLE_NAMES: [&str; 6] =
+    [TABLES[0].0, TABLES[1].0, TABLES[2].0, TABLES[3].0, TABLES[4].0, TABLES[5].0];
+
 fn check_identifier(keyspace: &str) -> Result<(), StoreError> {
     let mut characters = keyspace.chars();
     let fine = characters.next().is_some_and(|first| first.is_ascii_lowercase())
@@ -139,11 +143,14 @@ pub async fn apply(config: &CassandraConfig, replication: &str) -> Result<(), St
 /// The cluster is not reachable or refuses.
 pub async fn check(config: &CassandraConfig) -> Result<Vec<String>, StoreError> {
     check_identifier(&config.keyspace)?;
-    let session = connect(config).await?;
+    missing(&connect(config).await?, &config.keyspace).await
+}
+
+pub(super) async fn missing(session: &Session, keyspace: &str) -> Result<Vec<String>, StoreError> {
     let rows = session
         .query_unpaged(
             "SELECT table_name, column_name FROM system_schema.columns WHERE keyspace_name = ?",
-            (&config.keyspace,),
+            (keyspace,),
         )
         .await
         .map_err(|error| errors::of_execution(&error))?;
@@ -162,12 +169,12 @@ pub async fn check(config: &CassandraConfig) -> Result<Vec<String>, StoreError> 
     let mut missing = Vec::new();
     for (table, columns, _) in TABLES {
         if !found.iter().any(|(name, _)| name == table) {
-            missing.push(format!("table {}.{table}", config.keyspace));
+            missing.push(format!("table {keyspace}.{table}"));
             continue;
         }
         for (column, _) in columns {
             if !found.contains(&(table.to_owned(), (*column).to_owned())) {
-                missing.push(format!("column {column} of {}.{table}", config.keyspace));
+                missing.push(format!("column {column} of {keyspace}.{table}"));
             }
         }
     }

@@ -11,7 +11,8 @@ use scylla::statement::batch::{Batch, BatchType};
 use scylla::statement::prepared::PreparedStatement;
 use scylla::value::CqlTimestamp;
 
-use super::session::{CassandraConfig, connect};
+use super::connecting::keep_connected;
+use super::session::CassandraConfig;
 use super::statements::Statements;
 use super::{errors, lives, replicas, schema};
 use crate::Store;
@@ -20,8 +21,6 @@ use crate::lives::NodeLife;
 use crate::metric_id::MetricId;
 use crate::rows::{AlarmTransition, Measurement, Run, Series, Write};
 
-/// Longest wait between two attempts to connect.
-const CONNECT_WAIT_MAX: Duration = Duration::from_secs(10);
 /// The health check's own limit.
 const HEALTH_WAIT: Duration = Duration::from_secs(2);
 
@@ -31,19 +30,19 @@ pub struct CassandraStore {
     runtime: tokio::runtime::Handle,
 }
 
-struct Shared {
-    config: CassandraConfig,
+pub(super) struct Shared {
+    pub(super) config: CassandraConfig,
     state: RwLock<State>,
     /// Held while statements are prepared, so that one task does it for all.
     preparing: tokio::sync::Mutex<()>,
 }
 
-struct State {
-    session: Option<Arc<Session>>,
-    statements: Option<Arc<Statements>>,
+pub(super) struct State {
+    pub(super) session: Option<Arc<Session>>,
+    pub(super) statements: Option<Arc<Statements>>,
     /// Why there is no session.
-    reason: StoreError,
-    closed: bool,
+    pub(super) reason: StoreError,
+    pub(super) closed: bool,
 }
 
 pub(super) struct Connected {
@@ -52,11 +51,11 @@ pub(super) struct Connected {
 }
 
 impl Shared {
-    fn state<T>(&self, look: impl FnOnce(&State) -> T) -> T {
+    pub(super) fn state<T>(&self, look: impl FnOnce(&State) -> T) -> T {
         look(&self.state.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn change(&self, change: impl FnOnce(&mut State)) {
+    pub(super) fn change(&self, change: impl FnOnce(&mut State)) {
         change(&mut self.state.write().unwrap_or_else(PoisonError::into_inner));
     }
 
@@ -99,31 +98,6 @@ impl Shared {
     }
 }
 
-/// Connects until it succeeds; afterwards the driver keeps the connections by itself.
-async fn keep_connecting(shared: Arc<Shared>) {
-    let mut wait = Duration::from_millis(250);
-    while !shared.state(|state| state.closed) {
-        match connect(&shared.config).await {
-            Ok(session) => {
-                tracing::info!(nodes = ?shared.config.contact_points, "connected to Cassandra");
-                // Closed meanwhile: the connections end here instead of outliving the store.
-                shared.change(|state| state.session = (!state.closed).then(|| Arc::new(session)));
-                return;
-            }
-            Err(error) => {
-                tracing::debug!(
-                    code = error.code,
-                    detail = error.detail,
-                    "connect to Cassandra; tried again"
-                );
-                shared.change(|state| state.reason = error);
-            }
-        }
-        tokio::time::sleep(wait).await;
-        wait = wait.saturating_mul(2).min(CONNECT_WAIT_MAX);
-    }
-}
-
 impl CassandraStore {
     /// A store that connects in the background on `runtime`; until it has, writes answer `DB_UNREACHABLE`.
     #[must_use]
@@ -138,7 +112,7 @@ impl CassandraStore {
             }),
             preparing: tokio::sync::Mutex::new(()),
         });
-        runtime.spawn(keep_connecting(Arc::clone(&shared)));
+        runtime.spawn(keep_connected(Arc::clone(&shared)));
         Self { shared, runtime }
     }
 

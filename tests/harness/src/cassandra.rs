@@ -21,6 +21,7 @@ const START_ATTEMPTS: usize = 2;
 pub struct CassandraBuilder {
     settings: Vec<(String, String)>,
     removed: Vec<String>,
+    arguments: Vec<String>,
     cpu: Option<usize>,
 }
 
@@ -36,6 +37,13 @@ impl CassandraBuilder {
     #[must_use]
     pub fn without(mut self, key: &str) -> Self {
         self.removed.push(key.to_owned());
+        self
+    }
+
+    /// Gives the JVM one more argument.
+    #[must_use]
+    pub fn argument(mut self, argument: &str) -> Self {
+        self.arguments.push(argument.to_owned());
         self
     }
 
@@ -64,16 +72,11 @@ impl CassandraBuilder {
             .replace("@STORAGE_PORT@", &free_port()?.to_string())
             .replace("@SSL_STORAGE_PORT@", &free_port()?.to_string())
             .replace("@DIR@", &dir.path().to_string_lossy());
-        for key in self.removed.iter().chain(self.settings.iter().map(|(key, _)| key)) {
-            let beginning = format!("{key}:");
-            yaml = yaml
-                .lines()
-                .filter(|line| !line.starts_with(&beginning))
-                .map(|line| format!("{line}\n"))
-                .collect();
+        for key in &self.removed {
+            yaml = without(&yaml, key);
         }
         for (key, value) in &self.settings {
-            yaml.push_str(&format!("{key}: {value}\n"));
+            yaml = with(&yaml, key, value);
         }
         let config = dir.path().join("cassandra.yaml");
         std::fs::write(&config, yaml).map_err(HarnessError::io("write cassandra.yaml"))?;
@@ -100,6 +103,9 @@ impl CassandraBuilder {
                 format!("-Dcassandra.config=file://{}", config.display()),
                 format!("-Dcassandra.storagedir={}", dir.path().display()),
                 format!("-Dlogback.configurationFile={}", logging.display()),
+            ])
+            .args(self.arguments)
+            .args([
                 "-cp".to_owned(),
                 format!("{}/*", lib.display()),
                 "org.apache.cassandra.service.CassandraDaemon".to_owned(),
@@ -163,6 +169,25 @@ impl Cassandra {
         if self.process.wait(Duration::from_secs(30)).is_none() {
             self.process.kill();
         }
+    }
+
+    /// Sets a key of `cassandra.yaml` from the next start on.
+    ///
+    /// # Errors
+    /// The file cannot be read or written.
+    pub fn set(&self, key: &str, value: &str) -> Result<(), HarnessError> {
+        let Some(dir) = &self.dir else { return Ok(()) };
+        let path = dir.path().join("cassandra.yaml");
+        let yaml =
+            std::fs::read_to_string(&path).map_err(HarnessError::io("read cassandra.yaml"))?;
+        std::fs::write(&path, with(&yaml, key, value))
+            .map_err(HarnessError::io("write cassandra.yaml"))
+    }
+
+    /// Port for clients.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     /// Starts it again on its data, after a kill or a stop.
@@ -232,14 +257,29 @@ impl Drop for Cassandra {
     }
 }
 
-/// Asks for the server's options in CQL's protocol, version 4; any answer of that protocol will do.
+fn without(yaml: &str, key: &str) -> String {
+    let beginning = format!("{key}:");
+    let lines = yaml.lines().filter(|line| !line.starts_with(&beginning));
+    lines.map(|line| format!("{line}\n")).collect()
+}
+
+fn with(yaml: &str, key: &str, value: &str) -> String {
+    format!("{}{key}: {value}\n", without(yaml, key))
+}
+
+/// Asks for the server's options in CQL's protocol, version 4; any answer of that protocol will do, and so will the
+/// refusal of one that wants TLS: the port opens when everything behind it has begun.
 fn answers(port: u16) -> bool {
     const OPTIONS: [u8; 9] = [0x04, 0, 0, 0, 0x05, 0, 0, 0, 0];
     const RESPONSE_VERSION: u8 = 0x84;
+    const ALERT_OF_TLS: u8 = 0x15;
     let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)) else { return false };
     let mut first = [0];
     stream.set_read_timeout(Some(Duration::from_secs(2))).is_ok()
         && stream.write_all(&OPTIONS).is_ok()
-        && stream.read_exact(&mut first).is_ok()
-        && first == [RESPONSE_VERSION]
+        && match stream.read(&mut first) {
+            Ok(0) => true,
+            Ok(_) => first == [RESPONSE_VERSION] || first == [ALERT_OF_TLS],
+            Err(error) => error.kind() == std::io::ErrorKind::ConnectionReset,
+        }
 }
