@@ -255,7 +255,7 @@ const HEAD: &str = "\
 # Errors of the database
 
 Made from the table that the program decides by, `storage/src/cassandra/verdicts.rs`, and checked by a test. Codes are in
-log lines (`code`), in `/api/v1/status` and in the health check.
+log lines (`code`), in `/api/v1/status`, whose hint is the next step below, and in the health check.
 
 - *retry*: sent again for ever, after growing random waits of up to 30 s. After five failures in a row without a success
   the store is not asked any more, but for one request at a time, after half a second to 15 s.
