@@ -10,9 +10,11 @@
 //! |---|---|---|---|
 //! | written | messages acknowledged (after a flush where the store needs one) | closes | grows by one per round |
 //! | retry | sent again after a jittered backoff, for ever | counts a failure | halves |
+//! | retry, perhaps of the row | as retry; a single row that fails while others succeed ends as a dead letter | counts a failure | halves |
 //! | wait | sent again when a probe succeeded | opens at once | halves |
 //! | split | sent again as two halves; a single row counts as rejected | - | - |
 //! | reject | as split; a single row becomes a dead letter | - | - |
+//! | reject, perhaps of all rows | as reject while few are; then as wait | - | - |
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::ops::Range;
@@ -23,6 +25,7 @@ use wal::Position;
 
 use crate::breaker::{Breaker, BreakerConfig, BreakerState};
 use crate::gather::RecordRef;
+use guard::{Guard, Suspicion};
 
 /// Numbers that the machine decides by.
 #[derive(Debug, Clone, Copy)]
@@ -39,6 +42,8 @@ pub struct DeliverConfig {
     pub flush_interval: Duration,
     /// When to stop asking the store.
     pub breaker: BreakerConfig,
+    /// After so many failures that may be a row's own, others succeeding meanwhile, it is given up: minutes.
+    pub suspect_attempts: u32,
     /// Seed of the jitter.
     pub seed: u64,
 }
@@ -52,6 +57,7 @@ impl Default for DeliverConfig {
             needs_flush: false,
             flush_interval: Duration::from_millis(200),
             breaker: BreakerConfig::default(),
+            suspect_attempts: 30,
             seed: 1,
         }
     }
@@ -180,6 +186,7 @@ struct UnitState {
     records: Vec<RecordRef>,
     rows: usize,
     attempts: u32,
+    suspicion: Suspicion,
     followers: Vec<UnitId>,
     is_definition: bool,
 }
@@ -212,6 +219,7 @@ pub struct Deliver {
     limit: f64,
     gathers: BTreeMap<GatherId, GatherState>,
     breaker: Breaker,
+    guard: Guard,
     written_unflushed: Vec<(GatherId, Vec<RecordRef>)>,
     flushing: Option<Vec<(GatherId, Vec<RecordRef>)>>,
     last_flush: Option<Duration>,
@@ -237,6 +245,7 @@ impl Deliver {
             limit: 8.0,
             gathers: BTreeMap::new(),
             breaker: Breaker::new(config.breaker),
+            guard: Guard::default(),
             written_unflushed: Vec::new(),
             flushing: None,
             last_flush: None,
@@ -368,6 +377,7 @@ impl Deliver {
                 records: plan.records,
                 rows: plan.rows,
                 attempts,
+                suspicion: Suspicion::default(),
                 followers: Vec::new(),
                 is_definition: plan.is_definition,
             },
@@ -395,6 +405,7 @@ impl Deliver {
         match outcome {
             Ok(()) => self.written(unit, effects),
             Err(error) => {
+                let error = self.judge(unit, error);
                 let verdict = error.verdict;
                 match verdict {
                     Verdict::Retry | Verdict::Wait => {
@@ -419,6 +430,7 @@ impl Deliver {
         self.counts.requests_ok = self.counts.requests_ok.saturating_add(1);
         if !state.is_definition {
             let rows = u64::try_from(state.rows).unwrap_or(u64::MAX);
+            self.guard.took(rows);
             self.counts.rows_written = self.counts.rows_written.saturating_add(rows);
         }
         self.blocked = self.blocked.saturating_sub(state.followers.len());
@@ -468,6 +480,7 @@ impl Deliver {
             return;
         }
         let Some(state) = self.remove_unit(unit) else { return };
+        self.guard.refused(error);
         if state.is_definition {
             // A series that cannot be described: its rows would have no name.
             effects.push(Effect::Forget { unit, written: false });
@@ -658,5 +671,6 @@ fn count_as_f64(count: usize) -> f64 {
 }
 
 mod again;
+mod guard;
 #[cfg(test)]
 mod tests;
