@@ -52,6 +52,7 @@ pub mod redelivery;
 pub mod retention;
 pub(crate) mod said;
 pub mod secrets;
+pub mod seldom;
 pub mod service;
 pub mod silence;
 pub mod store;
