@@ -386,6 +386,7 @@ impl Deliver {
 
     fn remove_unit(&mut self, unit: UnitId) -> Option<UnitState> {
         let state = self.units.remove(&unit)?;
+        self.guard.ended(unit);
         self.outstanding_rows = self.outstanding_rows.saturating_sub(state.rows);
         Some(state)
     }

@@ -5,7 +5,7 @@
 //! apart: few refused among many taken are their own fault, and anything else stops delivery, so that no flood of dead
 //! letters empties the log.
 
-use std::time::Duration;
+use std::collections::BTreeSet;
 
 use storage::{StoreError, Verdict};
 
@@ -19,16 +19,17 @@ const PER_CENT: u64 = 3;
 const WINDOW: u64 = 20_000;
 /// After so many failures, with successes of others between them, rows that failed together are tried apart.
 const APART_AFTER: u32 = 3;
-/// Requests that failed so often are told of.
-const STUCK_ATTEMPTS: u32 = 10;
+/// After so many, they are told of.
+const STUCK_AFTER: u32 = 10;
 
 /// Rows taken, and rows given up although it is not sure that they are at fault.
 #[derive(Debug, Default)]
 pub(super) struct Guard {
     taken: u64,
     refused: u64,
-    /// The last answer to a request that has failed often.
-    stuck: Option<StoreError>,
+    /// Units that have failed often while others succeeded, and the last answer to one of them.
+    stuck: BTreeSet<UnitId>,
+    stuck_by: Option<StoreError>,
 }
 
 impl Guard {
@@ -43,6 +44,16 @@ impl Guard {
             self.refused = self.refused.saturating_add(1);
             self.forget();
         }
+    }
+
+    /// A unit is no more.
+    pub(super) fn ended(&mut self, unit: UnitId) {
+        self.stuck.remove(&unit);
+    }
+
+    /// All units are no more.
+    pub(super) fn all_ended(&mut self) {
+        self.stuck.clear();
     }
 
     fn forget(&mut self) {
@@ -60,10 +71,12 @@ impl Guard {
     }
 }
 
-/// How often a unit failed in a way that may be its own, each time after a success of another one.
+/// How often a unit was to be sent again, each time after a success of another one.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Suspicion {
     times: u32,
+    /// Among them answers that may be its own fault.
+    unsure: u32,
     requests_ok: u64,
 }
 
@@ -71,8 +84,16 @@ impl Deliver {
     /// What an answer comes to when the store does not say whom it is about.
     pub(super) fn judge(&mut self, unit: UnitId, error: StoreError) -> StoreError {
         let Some(state) = self.units.get_mut(&unit) else { return error };
-        if state.attempts.saturating_add(1) >= STUCK_ATTEMPTS {
-            self.guard.stuck = Some(error.clone());
+        let ok = self.counts.requests_ok;
+        let is_sent_again = matches!(error.verdict, Verdict::Retry | Verdict::Wait);
+        if is_sent_again && ok > state.suspicion.requests_ok {
+            let times = state.suspicion.times.saturating_add(1);
+            let unsure = state.suspicion.unsure.saturating_add(u32::from(!error.is_sure));
+            state.suspicion = Suspicion { times, unsure, requests_ok: ok };
+            if times >= STUCK_AFTER {
+                self.guard.stuck.insert(unit);
+                self.guard.stuck_by = Some(error.clone());
+            }
         }
         if error.is_sure {
             return error;
@@ -84,11 +105,7 @@ impl Deliver {
                 format!("too many rows would be dead letters, the last for: {error}"),
             ),
             Verdict::Retry => {
-                if self.counts.requests_ok > state.suspicion.requests_ok {
-                    let times = state.suspicion.times.saturating_add(1);
-                    state.suspicion = Suspicion { times, requests_ok: self.counts.requests_ok };
-                }
-                let times = state.suspicion.times;
+                let times = state.suspicion.unsure;
                 if state.rows > 1 && times >= APART_AFTER {
                     StoreError { verdict: Verdict::Split, ..error }
                 } else if times >= self.config.suspect_attempts && self.guard.may_refuse() {
@@ -101,14 +118,10 @@ impl Deliver {
         }
     }
 
-    /// Requests that have failed often and wait for another attempt, and the last answer to one of them.
+    /// Requests that have failed often while others succeeded, and the last answer to one of them.
     #[must_use]
     pub fn stuck(&self) -> Option<(usize, &StoreError)> {
-        let error = self.guard.stuck.as_ref()?;
-        let often = |(_, unit): &&(Duration, UnitId)| {
-            self.units.get(unit).is_some_and(|state| state.attempts >= STUCK_ATTEMPTS)
-        };
-        let requests = self.waiting.iter().filter(often).count();
-        (requests > 0).then_some((requests, error))
+        let requests = self.guard.stuck.len();
+        self.guard.stuck_by.as_ref().filter(|_| requests > 0).map(|error| (requests, error))
     }
 }

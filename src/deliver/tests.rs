@@ -335,12 +335,10 @@ fn a_row_that_the_store_fails_on_while_it_takes_others_does_not_stay_in_the_log_
         [] as [u64; 0],
         "nothing else is sent"
     );
-    assert_eq!(
-        machine.stuck().map(|(requests, error)| (requests, error.code)),
-        Some((1, "DB_TEST"))
-    );
+    assert!(machine.stuck().is_none(), "an outage is not its fault");
     // Other rows come, one by one.
     let mut dead = Vec::new();
+    let mut was_told = false;
     let mut now = 2 * HOUR;
     for number in 0..10_000 {
         now += SECOND;
@@ -361,10 +359,12 @@ fn a_row_that_the_store_fails_on_while_it_takes_others_does_not_stay_in_the_log_
         if !dead.is_empty() {
             break;
         }
+        was_told |=
+            machine.stuck().is_some_and(|(requests, by)| (requests, by.code) == (1, "DB_TEST"));
     }
     assert!(matches!(dead[..], [Effect::DeadLetter { unit: UnitId(7), .. }]), "{dead:?}");
     assert!(now > 2 * HOUR + 60 * SECOND, "it is given time: {now:?}");
-    assert_eq!(machine.stuck().map(|(requests, _)| requests), None);
+    assert!(was_told && machine.stuck().is_none());
 }
 
 #[test]
@@ -378,6 +378,7 @@ fn rows_that_the_store_fails_on_are_not_given_up_while_it_takes_no_others() {
 #[test]
 fn rows_that_fail_together_while_others_succeed_are_tried_apart() {
     let (mut machine, _) = with(DeliverConfig::default(), 2, vec![plan(1, &[0, 1])]);
+    let mut now = SECOND;
     for attempt in 0..3 {
         let gather = Event::Gathered {
             gather: GatherId(2 + attempt),
@@ -385,14 +386,14 @@ fn rows_that_fail_together_while_others_succeed_are_tried_apart() {
             outstanding: vec![1],
             units: vec![plan(10 + attempt, &[0])],
         };
-        let now = (1 + attempt as u32 * 60) * SECOND;
         let mut effects = Vec::new();
         machine.on(gather, now, &mut effects);
         done(&mut machine, 10 + attempt, Ok(()), now);
         let effects = done(&mut machine, 1, Err(error(Verdict::Retry).unsure()), now);
         assert_eq!(effects.contains(&Effect::Split(UnitId(1))), attempt == 2, "{effects:?}");
         let mut effects = Vec::new();
-        machine.on(Event::Tick, now + 31 * SECOND, &mut effects);
+        now += 31 * SECOND;
+        machine.on(Event::Tick, now, &mut effects);
     }
 }
 
