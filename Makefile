@@ -34,7 +34,7 @@ test-services: ## Tests against a real Kafka and a real Cassandra.
 	$(CARGO) test --locked -p harness --tests -- --test-threads=1
 	$(CARGO) test --locked -p storage --tests -- --test-threads=1
 	$(CARGO) test --locked --test kafka_security --test kafka_oauth --test dead_letters \
-		--test cassandra_security -- --nocapture
+		--test cassandra_security --test cassandra_errors -- --nocapture
 	$(CARGO) test --locked --test end_to_end -- --test-threads=1 --nocapture
 
 check: ## Format, lints, documentation, and that benches and fuzz targets build.

@@ -22,6 +22,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::config::{self, Config, Loaded};
 use crate::exit;
+use crate::seldom;
 
 /// Takes Monasca's metrics and alarm transitions from Kafka, keeps them in a durable local log, and delivers them to
 /// Cassandra or an embedded store.
@@ -136,17 +137,27 @@ fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
 }
 
 fn init_logging(config: &Config) -> anyhow::Result<()> {
-    use tracing_subscriber::EnvFilter;
-    let filter = EnvFilter::try_new(&config.logging.level)
-        .with_context(|| format!("logging.level `{}`", config.logging.level))?;
+    use tracing_subscriber::filter::{EnvFilter, FilterExt as _, dynamic_filter_fn};
+    use tracing_subscriber::layer::SubscriberExt as _;
+    use tracing_subscriber::util::SubscriberInitExt as _;
+    use tracing_subscriber::{Layer as _, fmt, registry};
+    let level = &config.logging.level;
+    let filter = EnvFilter::try_new(level).with_context(|| format!("logging.level `{level}`"))?;
+    let (most, all) = (filter.max_level_hint(), seldom::is_asked_for(level));
+    let seldom = seldom::Seldom::default();
+    let seldom =
+        dynamic_filter_fn(move |place, _| all || seldom.is_due(place, std::time::Instant::now()));
+    let filter = filter.and(match most {
+        Some(most) => seldom.with_max_level_hint(most),
+        None => seldom,
+    });
     // Colours are for a terminal: in a file they come between a key and its value.
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let lines = fmt::layer()
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .with_writer(std::io::stderr);
     let installed = match config.logging.format {
-        config::LogFormat::Text => builder.try_init(),
-        config::LogFormat::Json => builder.json().try_init(),
+        config::LogFormat::Text => registry().with(lines.with_filter(filter)).try_init(),
+        config::LogFormat::Json => registry().with(lines.json().with_filter(filter)).try_init(),
     };
     installed.map_err(|error| anyhow::anyhow!("install log output: {error}"))
 }

@@ -11,9 +11,11 @@
 //! | written | messages acknowledged (after a flush where the store needs one) | closes | grows |
 //! | written, late | the same | closes | shrinks by a quarter |
 //! | retry | sent again after a jittered backoff, for ever; definitions in halves from the second time on | counts a failure | halves |
+//! | retry, perhaps of the row | as retry; a single row that fails while others succeed ends as a dead letter | counts a failure | halves |
 //! | wait | sent again when a probe succeeded | opens at once | halves |
 //! | split | sent again as two halves; a single row counts as rejected | - | - |
 //! | reject | as split; a single row becomes a dead letter | - | - |
+//! | reject, perhaps of all rows | as reject while few are; then as wait | - | - |
 //!
 //! The limit is that of the unit's [`Lane`]; see `deliver/lanes.rs`.
 
@@ -32,9 +34,11 @@ use crate::sync::lock;
 
 mod again;
 mod gathers;
+mod guard;
 mod lanes;
 
 use gathers::{ACKED, GatherState};
+use guard::{Guard, Suspicion};
 pub use lanes::Lane;
 use lanes::{LaneState, whole};
 
@@ -55,6 +59,8 @@ pub struct DeliverConfig {
     pub flush_interval: Duration,
     /// When to stop asking the store.
     pub breaker: BreakerConfig,
+    /// After so many failures that may be a row's own, others succeeding meanwhile, it is given up: minutes.
+    pub suspect_attempts: u32,
     /// Seed of the jitter.
     pub seed: u64,
 }
@@ -70,6 +76,7 @@ impl Default for DeliverConfig {
             needs_flush: false,
             flush_interval: Duration::from_millis(200),
             breaker: BreakerConfig::default(),
+            suspect_attempts: 30,
             seed: 1,
         }
     }
@@ -205,6 +212,7 @@ struct UnitState {
     records: Vec<RecordRef>,
     rows: usize,
     attempts: u32,
+    suspicion: Suspicion,
     /// What waits for it, and for which of its definitions.
     followers: Vec<(usize, UnitId)>,
     is_definition: bool,
@@ -229,6 +237,7 @@ pub struct Deliver {
     abandoned: usize,
     gathers: BTreeMap<GatherId, GatherState>,
     breaker: Breaker,
+    guard: Guard,
     written_unflushed: Vec<(GatherId, Vec<RecordRef>)>,
     flushing: Option<Vec<(GatherId, Vec<RecordRef>)>>,
     last_flush: Option<Duration>,
@@ -258,6 +267,7 @@ impl Deliver {
             abandoned: 0,
             gathers: BTreeMap::new(),
             breaker: Breaker::new(config.breaker),
+            guard: Guard::default(),
             written_unflushed: Vec::new(),
             flushing: None,
             last_flush: None,
@@ -417,6 +427,7 @@ impl Deliver {
                 records: plan.records,
                 rows: plan.rows,
                 attempts,
+                suspicion: Suspicion::default(),
                 followers: Vec::new(),
                 is_definition: plan.is_definition,
                 lane: plan.lane,
@@ -449,6 +460,7 @@ impl Deliver {
 
     fn remove_unit(&mut self, unit: UnitId) -> Option<UnitState> {
         let state = self.units.remove(&unit)?;
+        self.guard.ended(unit);
         self.outstanding_rows = self.outstanding_rows.saturating_sub(state.rows);
         Some(state)
     }
@@ -486,6 +498,7 @@ impl Deliver {
         match outcome {
             Ok(()) => self.written(unit, now, effects),
             Err(error) => {
+                let error = self.judge(unit, error);
                 let verdict = error.verdict;
                 match verdict {
                     Verdict::Retry | Verdict::Wait => {
@@ -510,6 +523,7 @@ impl Deliver {
         self.counts.requests_ok = self.counts.requests_ok.saturating_add(1);
         if !state.is_definition {
             let rows = u64::try_from(state.rows).unwrap_or(u64::MAX);
+            self.guard.took(rows);
             self.counts.rows_written = self.counts.rows_written.saturating_add(rows);
         }
         self.blocked = self.blocked.saturating_sub(state.followers.len());
@@ -564,6 +578,7 @@ impl Deliver {
             return;
         }
         let Some(state) = self.remove_unit(unit) else { return };
+        self.guard.refused(error);
         if state.is_definition {
             // A series that cannot be described: its rows would have no name.
             effects.push(Effect::Forget { unit, written: false });

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
+use storage::cassandra::verdicts::CODES;
 use storage::{Read, Store};
 use wal::DiskFs;
 
@@ -552,7 +553,19 @@ impl Inspect {
             reasons.push(reason(
                 "STORE_UNAVAILABLE",
                 format!("{name}: {why}"),
-                "rows stay in the log; delivery goes on by itself when the store answers",
+                &format!(
+                    "rows stay in the log; delivery goes on by itself when the store takes them. {}",
+                    next_step(deliver.last_error.as_ref().map_or("", |(code, _)| code))
+                ),
+            ));
+        } else if let Some((requests, code, detail)) = &deliver.stuck {
+            reasons.push(reason(
+                "STORE_FAILS_ON_SOME",
+                format!("{name}: {requests} requests fail always: {code}: {detail}"),
+                &format!(
+                    "other rows are written; these stay in the log and are tried again. {}",
+                    next_step(code)
+                ),
             ));
         }
         if deliver.dead_letters_blocked == Some(LettersBlocked::Full) {
@@ -784,6 +797,11 @@ fn check(problems: Vec<String>, fine: &str) -> Check {
 
 fn reason(code: &str, message: String, hint: &str) -> Reason {
     Reason { code: code.to_owned(), message, hint: hint.to_owned() }
+}
+
+/// What a person does about an error of the database; nothing for other codes.
+fn next_step(code: &str) -> &'static str {
+    CODES.iter().find(|known| known.name == code).map_or("", |known| known.next)
 }
 
 /// For rates and fills: beyond 2^53 the error does not matter.

@@ -54,6 +54,7 @@ pub mod redelivery;
 pub mod retention;
 pub(crate) mod said;
 pub mod secrets;
+pub mod seldom;
 pub mod service;
 pub mod silence;
 pub mod store;

@@ -44,6 +44,7 @@ use crate::orders::Orders;
 use crate::pace::Pace;
 use crate::precedence::{Claim, Precedence};
 use crate::redelivery::Redelivery;
+use crate::said::Said;
 use crate::sync::lock;
 use crate::writers::{Answer, Writers};
 
@@ -74,6 +75,8 @@ pub struct DeliverSnapshot {
     pub breaker: Option<BreakerState>,
     /// Last error of the store: code and detail.
     pub last_error: Option<(String, String)>,
+    /// Requests that fail always while others succeed, and the last answer to one: code and detail.
+    pub stuck: Option<(usize, String, String)>,
     /// Requests in flight and their current limit.
     pub in_flight: usize,
     /// Current limit of requests in flight.
@@ -686,6 +689,7 @@ impl DeliverStage {
         let mut more_to_come = true;
         let mut said_blocked = None;
         let mut publish_at = Duration::ZERO;
+        let mut told = ToldOfStore::default();
         let mut writer_counts = self.view.deliver().writers;
         while (more_to_come || !self.delivery.is_idle()) && !self.give_up.is_cancelled() {
             let now = self.started.elapsed();
@@ -715,9 +719,7 @@ impl DeliverStage {
             for (unit, rows) in self.delivery.take_requests() {
                 self.writers.send(unit, rows);
             }
-            for state in self.delivery.take_breaker_changes() {
-                self.say(state);
-            }
+            self.tell_of_store(&mut told, now);
             if now.saturating_sub(last_checkpoint) >= CHECKPOINT_INTERVAL {
                 last_checkpoint = now;
                 self.wal.checkpoint(now).context("checkpoint log")?;
@@ -806,22 +808,44 @@ impl DeliverStage {
         }
     }
 
-    fn say(&self, state: BreakerState) {
-        let (code, detail) = self
-            .delivery
-            .machine()
-            .last_error()
-            .map_or(("", String::new()), |error| (error.code, error.detail.clone()));
-        match state {
-            BreakerState::Open => tracing::warn!(
-                code,
-                pipeline = self.view.name,
-                detail,
+    /// Says that the store takes no rows, that it takes them again, and that some of them fail always. A store that
+    /// comes and goes is told of once a minute.
+    fn tell_of_store(&mut self, told: &mut ToldOfStore, now: Duration) {
+        self.delivery.take_breaker_changes().clear();
+        let machine = self.delivery.machine();
+        let pipeline = self.view.name;
+        let is_open = machine.breaker() != BreakerState::Closed;
+        if !is_open && told.open.take().is_some() {
+            tracing::info!(pipeline, "store takes rows again");
+        }
+        if let (true, Some(error)) = (is_open, machine.last_error())
+            && told.open != Some(error.code)
+            && told.said.is_due(error.code, "open", now)
+        {
+            told.open = Some(error.code);
+            tracing::warn!(
+                code = error.code,
+                pipeline,
+                detail = error.detail,
                 "store does not take rows: they stay in the log until it does"
-            ),
-            BreakerState::Closed | BreakerState::HalfOpen => {
-                tracing::info!(pipeline = self.view.name, "store takes rows again");
-            }
+            );
+        }
+        let stuck = machine.stuck();
+        if let (false, Some((requests, error))) = (is_open, stuck)
+            && told.stuck != Some(error.code)
+            && told.said.is_due(error.code, "stuck", now)
+        {
+            told.stuck = Some(error.code);
+            tracing::warn!(
+                code = error.code,
+                pipeline,
+                requests,
+                detail = error.detail,
+                "store takes rows, but always fails on some: these stay in the log and are tried again"
+            );
+        }
+        if stuck.is_none() {
+            told.stuck = None;
         }
     }
 
@@ -855,6 +879,9 @@ impl DeliverStage {
         snapshot.breaker = Some(machine.breaker());
         snapshot.last_error =
             machine.last_error().map(|error| (error.code.to_owned(), error.detail.clone()));
+        snapshot.stuck = machine
+            .stuck()
+            .map(|(requests, error)| (requests, error.code.to_owned(), error.detail.clone()));
         snapshot.in_flight = machine.in_flight();
         snapshot.in_flight_limit = machine.in_flight_limit();
         snapshot.outstanding_rows = machine.outstanding_rows();
@@ -863,6 +890,16 @@ impl DeliverStage {
         let now_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.view.deliver_heartbeat_ms.store(now_ms, Ordering::Relaxed);
     }
+}
+
+/// What the log says of the store.
+#[derive(Debug, Default)]
+struct ToldOfStore {
+    said: Said,
+    /// That it takes no rows, and why.
+    open: Option<&'static str>,
+    /// That it fails on some.
+    stuck: Option<&'static str>,
 }
 
 /// What ended a wait of the deliver thread.

@@ -61,6 +61,49 @@ fn every_metric_name_is_documented() {
 }
 
 #[test]
+fn errors_of_the_database_are_documented_as_the_program_decides() {
+    let text = storage::cassandra::verdicts::document();
+    if std::env::var_os("WRITE_DOCUMENTS").is_some() {
+        std::fs::write(root().join("docs/errors.md"), &text).unwrap();
+    }
+    assert!(
+        read("docs/errors.md") == text,
+        "docs/errors.md is not what the table says: WRITE_DOCUMENTS=1 cargo test --test documents"
+    );
+}
+
+#[test]
+fn every_code_of_the_database_in_the_sources_is_documented() {
+    fn sources(dir: &Path, into: &mut Vec<PathBuf>) {
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                sources(&path, into);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                into.push(path);
+            }
+        }
+    }
+    let mut paths = Vec::new();
+    sources(&root().join("src"), &mut paths);
+    sources(&root().join("storage/src"), &mut paths);
+    let text = read("docs/errors.md");
+    let mut codes = BTreeSet::new();
+    for path in paths {
+        let source = std::fs::read_to_string(&path).unwrap();
+        for rest in source.split("\"DB_").skip(1) {
+            codes.insert(format!("DB_{}", rest.split('"').next().unwrap()));
+        }
+    }
+    // Of tests.
+    codes.remove("DB_TEST");
+    assert!(codes.len() > 15, "{codes:?}");
+    let missing: Vec<&String> =
+        codes.iter().filter(|code| !text.contains(&format!("| `{code}` |"))).collect();
+    assert!(missing.is_empty(), "docs/errors.md lacks {missing:?}");
+}
+
+#[test]
 fn commands_named_in_the_readme_exist() {
     let help =
         Command::new(env!("CARGO_BIN_EXE_monasca-persister")).arg("--help").output().unwrap();

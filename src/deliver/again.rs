@@ -13,6 +13,7 @@ impl Deliver {
     pub(super) fn start_over(&mut self, effects: &mut Vec<Effect>) {
         let units = std::mem::take(&mut self.units).into_keys();
         effects.extend(units.map(|unit| Effect::Forget { unit, written: false }));
+        self.guard.all_ended();
         self.lanes.clear();
         self.line.clear();
         self.waiting.clear();

@@ -457,3 +457,165 @@ fn two_machines_of_one_pace_send_no_more_bytes_than_it_allows() {
     // A thousand bytes each, ten thousand a second, for ten seconds.
     assert!((98..=105).contains(&sent), "{sent}");
 }
+
+/// A machine with units of one row each, each message its own unit.
+fn with_rows(rows: u32) -> (Deliver, VecDeque<u64>) {
+    let units = (0..rows).map(|number| plan(u64::from(number), &[number])).collect();
+    let (machine, effects) = with(DeliverConfig::default(), usize::try_from(rows).unwrap(), units);
+    (machine, written(&effects))
+}
+
+fn written(effects: &[Effect]) -> VecDeque<u64> {
+    let unit = |effect: &Effect| match effect {
+        Effect::Write(unit) => Some(unit.0),
+        _ => None,
+    };
+    effects.iter().filter_map(unit).collect()
+}
+
+/// Answers everything that is sent within `time` as `answer` says; returns the units that became dead letters.
+fn answer_all(
+    machine: &mut Deliver,
+    mut sent: VecDeque<u64>,
+    time: Duration,
+    answer: impl Fn(u64) -> Result<(), StoreError>,
+) -> Vec<u64> {
+    let mut dead = Vec::new();
+    let mut now = SECOND;
+    while now < SECOND + time || !sent.is_empty() {
+        let mut effects = Vec::new();
+        match sent.pop_front() {
+            Some(unit) => effects = done(machine, unit, answer(unit), now),
+            None => {
+                now += Duration::from_millis(100);
+                machine.on(Event::Tick, now, &mut effects);
+            }
+        }
+        sent.extend(written(&effects));
+        dead.extend(effects.iter().filter_map(|effect| match effect {
+            Effect::DeadLetter { unit, .. } => Some(unit.0),
+            _ => None,
+        }));
+    }
+    dead
+}
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+#[test]
+fn a_cause_that_is_the_schemas_stops_delivery_instead_of_filling_the_dead_letters() {
+    let (mut machine, sent) = with_rows(1000);
+    let refused = |_| Err(error(Verdict::Reject).unsure());
+    let dead = answer_all(&mut machine, sent, HOUR, refused);
+    assert_eq!(dead.len(), 10, "{dead:?}");
+    assert_eq!(machine.last_error().map(|error| error.code), Some("DB_REJECTS_MANY"));
+    assert_ne!(machine.breaker(), BreakerState::Closed);
+    // Repaired: what waits is taken.
+    let mut effects = Vec::new();
+    machine.on(Event::Tick, 2 * HOUR, &mut effects);
+    assert_eq!(answer_all(&mut machine, written(&effects), HOUR, |_| Ok(())), [] as [u64; 0]);
+    assert_eq!(machine.counts().rows_written, 990);
+}
+
+#[test]
+fn few_rows_that_are_refused_among_many_become_dead_letters() {
+    let (mut machine, sent) = with_rows(5000);
+    let answer = |unit| {
+        if unit % 50 == 0 { Err(error(Verdict::Reject).unsure()) } else { Ok(()) }
+    };
+    let dead = answer_all(&mut machine, sent, HOUR, answer);
+    assert_eq!(dead.len(), 100);
+    assert_eq!(machine.counts().rows_written, 4900);
+}
+
+#[test]
+fn rows_that_are_surely_at_fault_stop_nothing_however_many_they_are() {
+    let (mut machine, sent) = with_rows(1000);
+    let dead = answer_all(&mut machine, sent, HOUR, |_| Err(error(Verdict::Reject)));
+    assert_eq!(dead.len(), 1000);
+}
+
+/// The store fails on one row of a unit, and takes all others.
+#[test]
+fn a_row_that_the_store_fails_on_while_it_takes_others_does_not_stay_in_the_log_for_ever() {
+    let poison = 7;
+    let (mut machine, sent) = with_rows(3000);
+    let answer = |unit| {
+        if unit == poison { Err(error(Verdict::Retry).unsure()) } else { Ok(()) }
+    };
+    assert_eq!(
+        answer_all(&mut machine, sent, HOUR, answer),
+        [] as [u64; 0],
+        "nothing else is sent"
+    );
+    assert!(machine.stuck().is_none(), "an outage is not its fault");
+    // Other rows come, one by one.
+    let mut dead = Vec::new();
+    let mut was_told = false;
+    let mut now = 2 * HOUR;
+    for number in 0..10_000 {
+        now += SECOND;
+        let mut effects = Vec::new();
+        let event = Event::Gathered {
+            gather: GatherId(2 + number),
+            start: Position::new(100_000 + number),
+            outstanding: vec![1],
+            units: vec![plan(100_000 + number, &[0])],
+        };
+        machine.on(event, now, &mut effects);
+        let mut sent = written(&effects);
+        while let Some(unit) = sent.pop_front() {
+            let effects = done(&mut machine, unit, answer(unit), now);
+            sent.extend(written(&effects));
+            dead.extend(effects.into_iter().filter(|e| matches!(e, Effect::DeadLetter { .. })));
+        }
+        if !dead.is_empty() {
+            break;
+        }
+        was_told |=
+            machine.stuck().is_some_and(|(requests, by)| (requests, by.code) == (1, "DB_TEST"));
+    }
+    assert!(matches!(dead[..], [Effect::DeadLetter { unit: UnitId(7), .. }]), "{dead:?}");
+    assert!(now > 2 * HOUR + 60 * SECOND, "it is given time: {now:?}");
+    assert!(was_told && machine.stuck().is_none());
+}
+
+#[test]
+fn rows_that_the_store_fails_on_are_not_given_up_while_it_takes_no_others() {
+    let (mut machine, sent) = with_rows(100);
+    let failed = |_| Err(error(Verdict::Retry).unsure());
+    assert_eq!(answer_all(&mut machine, sent, 24 * HOUR, failed), [] as [u64; 0]);
+    assert_eq!(machine.counts().rows_rejected, 0);
+}
+
+#[test]
+fn rows_that_fail_together_while_others_succeed_are_tried_apart() {
+    let (mut machine, _) = with(DeliverConfig::default(), 2, vec![plan(1, &[0, 1])]);
+    let mut now = SECOND;
+    for attempt in 0..3 {
+        let gather = Event::Gathered {
+            gather: GatherId(2 + attempt),
+            start: Position::new(200 + attempt),
+            outstanding: vec![1],
+            units: vec![plan(10 + attempt, &[0])],
+        };
+        let mut effects = Vec::new();
+        machine.on(gather, now, &mut effects);
+        done(&mut machine, 10 + attempt, Ok(()), now);
+        let effects = done(&mut machine, 1, Err(error(Verdict::Retry).unsure()), now);
+        assert_eq!(effects.contains(&Effect::Split(UnitId(1))), attempt == 2, "{effects:?}");
+        let mut effects = Vec::new();
+        now += 31 * SECOND;
+        machine.on(Event::Tick, now, &mut effects);
+    }
+}
+
+/// Replicas of a part of the data are broken, and all rows for them fail for hours.
+#[test]
+fn many_rows_that_the_store_fails_on_are_kept() {
+    let (mut machine, sent) = with_rows(2000);
+    let answer = |unit| if unit % 4 == 0 { Err(error(Verdict::Retry).unsure()) } else { Ok(()) };
+    let dead = answer_all(&mut machine, sent, 6 * HOUR, answer);
+    assert!(dead.len() <= 60, "{}", dead.len());
+    assert_eq!(machine.counts().rows_written, 1500);
+}

@@ -2,7 +2,7 @@
 
 mod connecting;
 mod definitions;
-mod errors;
+pub mod errors;
 pub mod inspection;
 mod lives;
 pub mod probe;
@@ -13,6 +13,7 @@ mod session;
 mod statements;
 mod store;
 mod tls;
+pub mod verdicts;
 
 pub use secret::Secret;
 pub use session::CassandraConfig;

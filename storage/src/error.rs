@@ -13,6 +13,19 @@ pub enum Verdict {
     Reject,
 }
 
+impl Verdict {
+    /// Its name in documents.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Retry => "retry",
+            Self::Split => "split",
+            Self::Wait => "wait",
+            Self::Reject => "reject",
+        }
+    }
+}
+
 /// Why rows were not written.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{code}: {detail}")]
@@ -23,11 +36,20 @@ pub struct StoreError {
     pub code: &'static str,
     /// What the store said, for people.
     pub detail: String,
+    /// False: it does not tell whether it is about these rows or about all, so that a rejection may be all rows' and a
+    /// retry these rows' alone. The caller judges by what becomes of other rows.
+    pub is_sure: bool,
 }
 
 impl StoreError {
     /// An error with its verdict and code.
     pub fn new(verdict: Verdict, code: &'static str, detail: impl Into<String>) -> Self {
-        Self { verdict, code, detail: detail.into() }
+        Self { verdict, code, detail: detail.into(), is_sure: true }
+    }
+
+    /// The same, but it does not tell whom it is about.
+    #[must_use]
+    pub fn unsure(self) -> Self {
+        Self { is_sure: false, ..self }
     }
 }

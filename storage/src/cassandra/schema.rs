@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use scylla::client::session::Session;
+use scylla::statement::Consistency;
+use scylla::statement::unprepared::Statement;
 use scylla::value::CqlValue;
 
 use super::errors;
@@ -149,7 +151,9 @@ pub async fn check(config: &CassandraConfig) -> Result<Vec<String>, StoreError> 
 pub(super) async fn missing(session: &Session, keyspace: &str) -> Result<Vec<String>, StoreError> {
     let rows = session
         .query_unpaged(
-            "SELECT table_name, column_name FROM system_schema.columns WHERE keyspace_name = ?",
+            of_one_node(
+                "SELECT table_name, column_name FROM system_schema.columns WHERE keyspace_name = ?",
+            ),
             (keyspace,),
         )
         .await
@@ -181,13 +185,20 @@ pub(super) async fn missing(session: &Session, keyspace: &str) -> Result<Vec<Str
     Ok(missing)
 }
 
+/// What each node knows alone is asked so, whatever is asked for writes: with `ANY` nothing can be read.
+pub(super) fn of_one_node(text: &str) -> Statement {
+    let mut statement = Statement::new(text);
+    statement.set_consistency(Consistency::One);
+    statement
+}
+
 /// The cluster's name and the ids of the tables that describe series: dropped and created again, a table has another one.
 pub(super) async fn identity(session: &Session, keyspace: &str) -> Result<String, StoreError> {
     let odd = |error: &dyn std::fmt::Display| {
         StoreError::new(Verdict::Retry, "DB_ERROR", error.to_string())
     };
     let rows = session
-        .query_unpaged("SELECT cluster_name FROM system.local", ())
+        .query_unpaged(of_one_node("SELECT cluster_name FROM system.local"), ())
         .await
         .map_err(|error| errors::of_execution(&error))?
         .into_rows_result()
@@ -195,7 +206,7 @@ pub(super) async fn identity(session: &Session, keyspace: &str) -> Result<String
     let (cluster,) = rows.first_row::<(String,)>().map_err(|error| odd(&error))?;
     let rows = session
         .query_unpaged(
-            "SELECT table_name, id FROM system_schema.tables WHERE keyspace_name = ?",
+            of_one_node("SELECT table_name, id FROM system_schema.tables WHERE keyspace_name = ?"),
             (keyspace,),
         )
         .await

@@ -91,7 +91,7 @@ impl Shared {
 
     /// Statements of a schema that has changed are prepared again.
     fn note(&self, error: StoreError) -> StoreError {
-        if error.code == "DB_SCHEMA" {
+        if error.code == "DB_SCHEMA" || error.code == "DB_UNPREPARED" {
             self.change(|state| state.statements = None);
         }
         error
@@ -132,7 +132,7 @@ impl CassandraStore {
     async fn ask(&self) -> Result<(), StoreError> {
         let session = self.shared.session()?;
         session
-            .query_unpaged("SELECT release_version FROM system.local", ())
+            .query_unpaged(schema::of_one_node("SELECT release_version FROM system.local"), ())
             .await
             .map_err(|error| errors::of_execution(&error))?;
         self.shared.connected().await.map(drop)
