@@ -56,7 +56,7 @@ fuzz: ## Fuzz the log: FUZZ_SECONDS (60) per target, two at a time.
 
 loom: ## Hand-overs between the log's threads, in every order a model checker finds within its bounds.
 	RUSTFLAGS="--cfg loom" $(CARGO) test --locked --release -p wal --test hand_over --target-dir $(OWN_TARGET)/loom \
-		-- --nocapture --test-threads=1
+		-- --nocapture --test-threads=2
 
 miri: ## The log's unit tests in Rust's interpreter, for minutes; needs a nightly toolchain with miri.
 	MIRIFLAGS=-Zmiri-disable-isolation $(CARGO) +nightly miri test --locked -p wal --lib \
