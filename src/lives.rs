@@ -112,6 +112,16 @@ impl Lives {
         let present = present.filter_map(|(node, known)| Some((node.clone(), known.life?)));
         self.pending.is_none().then(|| present.collect())
     }
+
+    /// When all nodes were last known to have kept what they had confirmed, or what they lost was dealt with: the
+    /// hold-back counts from there, because somebody who could not look, for whatever reason, saw nothing. `asked` is when
+    /// the last round began; `None`: no later than before.
+    #[must_use]
+    pub fn watched_until(&self, asked: Duration) -> Option<Duration> {
+        let there = self.nodes.values().filter(|known| !known.is_away);
+        let seen = there.map(|known| known.seen.unwrap_or(self.started)).min();
+        self.pending.is_none().then(|| seen.unwrap_or(asked))
+    }
 }
 
 #[cfg(test)]
@@ -187,6 +197,20 @@ mod tests {
         assert_eq!(round(&mut away, 9, &[]), None);
         let loss = round(&mut away, 10, &[]).unwrap();
         assert_eq!((loss.away, loss.seen), (vec!["a".to_owned()], None));
+    }
+
+    #[test]
+    fn time_is_watched_only_while_every_node_is_seen_and_nothing_waits_to_be_dealt_with() {
+        let mut lives = lives(&[("a", 7)]);
+        assert_eq!(lives.watched_until(SECOND), Some(Duration::ZERO), "not seen since the start");
+        round(&mut lives, 2, &[life("a", 7), life("b", 1)]);
+        assert_eq!(lives.watched_until(2 * SECOND), Some(2 * SECOND));
+        round(&mut lives, 5, &[life("b", 1)]);
+        assert_eq!(lives.watched_until(5 * SECOND), Some(2 * SECOND), "a may be losing rows");
+        round(&mut lives, 12, &[life("b", 1)]).unwrap();
+        assert_eq!(lives.watched_until(12 * SECOND), Some(12 * SECOND), "dealt with");
+        assert_eq!(round(&mut lives, 13, &[life("b", 2)]), None);
+        assert_eq!(lives.watched_until(13 * SECOND), None, "waits to be dealt with");
     }
 
     #[test]

@@ -425,7 +425,7 @@ impl Pipeline {
         self.ledger.stop();
         self.committer.stop();
         let wal = self.view.wal.clone();
-        let closed = wal.close(self.started.elapsed());
+        let closed = wal.close(self.view.redelivery.hold_back_clock(self.started.elapsed()));
         let committed = ended
             .map(|end| end.partitions)
             .unwrap_or_default()
@@ -536,7 +536,8 @@ fn read_log(
     let mut beginning = 0_u64;
     while !give_up.is_cancelled() {
         if view.redelivery.is_released() {
-            let records = log_reader.start_over(started.elapsed())?;
+            let records =
+                log_reader.start_over(view.redelivery.hold_back_clock(started.elapsed()))?;
             beginning = beginning.saturating_add(1);
             tracing::info!(pipeline = view.name, records, "delivered again from the log");
             view.redelivery.begun(records);
@@ -722,7 +723,9 @@ impl DeliverStage {
             self.tell_of_store(&mut told, now);
             if now.saturating_sub(last_checkpoint) >= CHECKPOINT_INTERVAL {
                 last_checkpoint = now;
-                self.wal.checkpoint(now).context("checkpoint log")?;
+                self.wal
+                    .checkpoint(self.view.redelivery.hold_back_clock(now))
+                    .context("checkpoint log")?;
                 // A few records that cannot be delivered must not keep the space of all after them.
                 // The ledger waits until the reader has seen them in their new place.
                 let delivered = || lock(&self.delivered);

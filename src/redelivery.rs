@@ -7,8 +7,8 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -57,9 +57,22 @@ pub struct Redelivery {
     stage: AtomicU8,
     times: AtomicU64,
     records: AtomicU64,
+    /// `None`: nobody watches, and nothing need be.
+    watched_until: Mutex<Option<Duration>>,
 }
 
 impl Redelivery {
+    /// The clock of the log's hold-back: it stands still while nobody knows whether the store keeps what it confirmed.
+    /// `now` is monotonic time since the process started.
+    #[must_use]
+    pub fn hold_back_clock(&self, now: Duration) -> Duration {
+        lock(&self.watched_until).map_or(now, |watched| watched.min(now))
+    }
+
+    fn watched(&self, until: Duration) {
+        *lock(&self.watched_until) = Some(until);
+    }
+
     fn want(&self) {
         self.stage.store(WANTED, Ordering::Release);
     }
@@ -126,7 +139,7 @@ struct Watch {
 }
 
 impl RedeliveryThread {
-    /// Starts it.
+    /// Starts it. `started` is zero of the pipelines' monotonic time.
     ///
     /// # Errors
     /// The operating system has no thread left.
@@ -136,8 +149,11 @@ impl RedeliveryThread {
         definitions: &Definitions,
         pipelines: Vec<Arc<Redelivery>>,
         runtime: &tokio::runtime::Handle,
+        started: Instant,
     ) -> anyhow::Result<Self> {
         let stop = CancellationToken::new();
+        pipelines.iter().for_each(|pipeline| pipeline.watched(started.elapsed()));
+        let up_ms = i64::try_from(started.elapsed().as_millis()).unwrap_or(i64::MAX);
         let watch = Watch {
             store: Arc::clone(store),
             definitions: definitions.clone(),
@@ -145,8 +161,8 @@ impl RedeliveryThread {
             runtime: runtime.clone(),
             path: config.data_dir.join("store-lives.json"),
             hold_back: config.wal.hold_back,
-            started: Instant::now(),
-            started_ms: wall_ms(),
+            started,
+            started_ms: wall_ms().saturating_sub(up_ms),
             stop: stop.clone(),
         };
         let thread = std::thread::Builder::new()
@@ -176,6 +192,9 @@ impl Watch {
                 && !self.deliver_again(&loss)
             {
                 return;
+            }
+            if let Some(until) = lives.watched_until(asked) {
+                self.pipelines.iter().for_each(|pipeline| pipeline.watched(until));
             }
             if let Some(present) = lives.present()
                 && present != written

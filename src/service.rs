@@ -158,7 +158,14 @@ pub fn run(
         None
     } else {
         let pipelines = views.iter().map(|view| Arc::clone(&view.redelivery)).collect();
-        Some(RedeliveryThread::spawn(config, &store, &definitions, pipelines, runtime.handle())?)
+        Some(RedeliveryThread::spawn(
+            config,
+            &store,
+            &definitions,
+            pipelines,
+            runtime.handle(),
+            started,
+        )?)
     };
     let target =
         |view: &Arc<PipelineView>| RetryTarget { topic: view.topic.clone(), wal: view.wal.clone() };

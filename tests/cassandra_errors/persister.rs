@@ -1,6 +1,7 @@
 //! The program as a process, between a broker of the client library and a node behind the proxy.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -17,7 +18,7 @@ pub struct Persister {
 
 fn environment(dir: &Path, more: &[(&str, &str)]) -> Vec<(String, String)> {
     let password = dir.join("password");
-    std::fs::write(&password, "p\n").unwrap();
+    write_password(&password, "p\n");
     let data = dir.join("data");
     [
         ("DATA_DIR", data.to_str().unwrap()),
@@ -39,12 +40,19 @@ fn environment(dir: &Path, more: &[(&str, &str)]) -> Vec<(String, String)> {
     .collect()
 }
 
+/// A password is not taken from a file that others can read.
+fn write_password(path: &Path, password: &str) {
+    std::fs::write(path, password).unwrap();
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
+}
+
 /// Makes what is missing of the keyspace and its tables.
 pub fn apply_schema(dir: &Path, node: &str) {
     let as_admin =
         [("STORE__CASSANDRA__CONTACT_POINTS", node), ("STORE__CASSANDRA__USER", "cassandra")];
     let environment = environment(dir, &as_admin);
-    std::fs::write(dir.join("password"), "cassandra\n").unwrap();
+    let password = dir.join("password");
+    write_password(&password, "cassandra\n");
     let output = std::process::Command::new(PROGRAM)
         .args(["schema", "apply"])
         .envs(environment)

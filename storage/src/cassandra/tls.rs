@@ -17,10 +17,11 @@ use openssl::x509::store::X509StoreBuilder;
 use openssl::x509::{X509Ref, X509StoreContextRef, X509VerifyResult};
 
 use super::secret::Secret;
+use super::verdicts;
 use crate::error::{StoreError, Verdict};
 
 /// TLS is not agreed on: certificates, names, or one side does not speak it.
-pub(super) const CODE: &str = "DB_TLS";
+pub(super) const CODE: &str = verdicts::TLS.name;
 
 /// OpenSSL's numbers of its checks.
 const NOT_YET_VALID: i32 = 9;
