@@ -323,9 +323,11 @@ impl Ingest {
                 self.bounds(partition, low, high, at_ms, effects);
             }
             Event::Diverged { partition, from, at_ms } => {
-                let to = self.consumed(partition).unwrap_or(from);
-                let kind = GapKind::Truncated;
-                self.found(KafkaGap { kind, partition, from, to, at_ms }, effects);
+                // If it went meanwhile, whoever has it now compares for itself.
+                if let Some(to) = self.consumed(partition) {
+                    let kind = GapKind::Truncated;
+                    self.found(KafkaGap { kind, partition, from, to, at_ms }, effects);
+                }
             }
             Event::Recreated { at_ms } => self.recreated(at_ms, now, effects),
             Event::Accept => self.accept(now, effects),

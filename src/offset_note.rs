@@ -216,6 +216,8 @@ impl LogOffsets {
             }
         }
         for range in note.owed {
+            // What is owed again is not lost yet; both at once would read back as lost only.
+            self.lost.remove(range);
             self.owed.insert(range);
         }
         for range in note.settled {
@@ -376,6 +378,15 @@ mod tests {
         assert_eq!(carried(&notes).gaps, [gap(5, 6, 20)]);
         let many: Vec<KafkaGap> = (0..100).map(|at| gap(at, at + 1, at + 1)).collect();
         assert_eq!(carried(&[found(many)]).gaps.first(), Some(&gap(36, 37, 37)));
+    }
+
+    #[test]
+    fn what_is_owed_again_after_it_counted_as_lost_stays_owed() {
+        let lost = OffsetNote { lost: vec![range(1, 7, 31)], ..OffsetNote::default() };
+        let owed = OffsetNote { owed: vec![range(1, 10, 20)], ..OffsetNote::default() };
+        let offsets = carried(&[lost, owed]);
+        assert_eq!(offsets.owed.iter().collect::<Vec<_>>(), [range(1, 10, 20)]);
+        assert_eq!(offsets.lost.iter().collect::<Vec<_>>(), [range(1, 7, 10), range(1, 20, 31)]);
     }
 
     #[test]

@@ -294,7 +294,11 @@ impl Offsets {
         }
         let Some(state) = self.partitions.get_mut(&partition) else { return };
         let started_at = start.map(|start| state.progress.started_at.unwrap_or(start).min(start));
+        // The last message before the place where histories part is in both: it tells whether the partition loses its end
+        // once more before anything else is consumed.
+        let before = start.map(|start| (start.saturating_sub(1), state.epoch_before(start)));
         *state = Partition {
+            epochs: before.filter(|(_, epoch)| *epoch >= 0).into_iter().collect(),
             progress: PartitionProgress {
                 started_at,
                 consumed: start,

@@ -118,6 +118,22 @@ fn an_offset_is_committed_with_the_leader_epoch_of_the_message_before_it() {
 }
 
 #[test]
+fn behind_the_place_where_histories_part_the_leader_epoch_before_it_is_still_known() {
+    let mut offsets = Offsets::default();
+    offsets.assign(0, Some(0), None, Position::ZERO, None);
+    for (offset, leader_epoch) in [(0, 3), (4, 3), (5, 4), (9, 4)] {
+        let message = Coordinates { leader_epoch, ..at(offset) };
+        assert_eq!(offsets.take(message), Intake::Take);
+    }
+    offsets.restart(0, Some(5));
+    assert_eq!(offsets.taken_epochs().collect::<Vec<_>>(), [(0, 3)]);
+    // It loses its end again before anything else is consumed: there is something to compare with.
+    assert_eq!(offsets.compare_end(0, 0, 2), Some(1));
+    offsets.restart(0, None);
+    assert_eq!(offsets.compare_end(0, 0, 2), None, "nothing of a deleted topic is compared");
+}
+
+#[test]
 fn where_a_partition_once_began_is_forgotten_with_its_old_history() {
     for is_forgotten in [false, true] {
         let (wal, mut offsets) = (log(), Offsets::default());

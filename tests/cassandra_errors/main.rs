@@ -302,8 +302,8 @@ const OUTAGE: Duration = Duration::from_secs(12);
 const LOG_BYTES: u64 = 100_000 / 5;
 /// Probes are due 0.5, 1.5, 3.5 and 7.5 s after the breaker opened, then at 15.5 s and every 15 s later.
 const PROBES: u64 = 4;
-/// What is in flight when the outage begins, and is answered with it.
-const IN_FLIGHT: u64 = 8;
+/// What may be in flight when the outage begins, and what takes its place before the breaker opens.
+const IN_FLIGHT: u64 = 8 + 5;
 /// The driver knows one node; it tries to connect to it for its pool and for its control connection.
 const CONNECTIONS_PER_S: u64 = 4;
 

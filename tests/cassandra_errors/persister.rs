@@ -25,6 +25,8 @@ fn environment(dir: &Path, more: &[(&str, &str)]) -> Vec<(String, String)> {
         ("KAFKA__SESSION_TIMEOUT", "6s"),
         ("METRICS__ENABLED", "false"),
         ("ALARMS__FRESHNESS", "20ms"),
+        ("ALARMS__WRITERS", "1"),
+        ("ALARMS__IN_FLIGHT_PER_WRITER", "8"),
         ("STORE__CASSANDRA__KEYSPACE", "monasca"),
         ("STORE__CASSANDRA__CONSISTENCY", "ONE"),
         ("STORE__CASSANDRA__USER", "persister"),

@@ -42,7 +42,7 @@ use world::World;
 /// Seeds of one CI run.
 const SEEDS: u64 = 20_000;
 /// Seeds in which each deliberate bug must be noticed.
-const HUNTED_SEEDS: u64 = 5_000;
+const HUNTED_SEEDS: u64 = 20_000;
 
 fn number(variable: &str) -> Option<u64> {
     let text = std::env::var(variable).ok()?;

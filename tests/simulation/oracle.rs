@@ -21,6 +21,7 @@ use std::ops::ControlFlow;
 use monasca_persister::dead_letters::DeadLetter;
 use monasca_persister::envelope::Envelope;
 use monasca_persister::keeper::Written;
+use monasca_persister::offset_note::LogOffsets;
 use monasca_persister::offset_ranges::OffsetRange;
 use storage::{IdScheme, MetricId};
 use wal::Scanned;
@@ -232,7 +233,18 @@ pub fn check_recovery(
     let once = copy();
     let first = open(&once, &mut dice);
     let twice = once.map(|disk| disk.crash(CrashLevel::PowerCut));
-    assert!(open(&twice, &mut dice) == first, "I6: recovering twice gives something else");
+    let second = open(&twice, &mut dice);
+    assert!(
+        second == first,
+        "I6: recovering twice gives something else: delivered and durable {:?}, not {:?}; {} records, not {}; offsets {:?}, \
+         not {:?}",
+        second.1,
+        first.1,
+        second.2.len(),
+        first.2.len(),
+        LogOffsets::decode(&second.0),
+        LogOffsets::decode(&first.0)
+    );
     let broken = copy();
     broken[dice.index(2)].fail_after(1 + dice.below(30));
     drop(start(&broken, &mut dice));
