@@ -222,7 +222,7 @@ fn halves<T: Clone>(of: &[T], middle: usize) -> (Vec<T>, Vec<T>) {
 pub struct Planned {
     /// The work.
     pub unit: Unit,
-    /// The definition it waits for: an index into [`Gathered::units`], and the definition's number in that unit.
+    /// The definition it waits for: an index into [`super::Gathered::units`], and the definition's number in that unit.
     pub after: Option<(usize, usize)>,
     /// The replicas that it goes to; see [`storage::Store::replicas`].
     pub replicas: Option<u64>,
