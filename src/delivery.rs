@@ -11,7 +11,6 @@ use storage::definitions::DefinitionMemory;
 use storage::{Definition, MetricId, StoreError};
 use wal::{Chunk, Fs, Position, ReadOutcome, Wal, WalError};
 
-use crate::breaker::BreakerState;
 use crate::dead_letters::{DeadLetter, DeadLetterError, DeadLetters};
 use crate::deliver::{Deliver, DeliverConfig, Effect, Event, GatherId, Lane, UnitId, UnitPlan};
 use crate::envelope::Envelope;
@@ -67,7 +66,6 @@ pub struct Delivery<F: Fs> {
     next_unit: u64,
     gathered: GatherCounts,
     dead_lettered: BTreeMap<String, u64>,
-    breaker_changes: Vec<BreakerState>,
     effects: Vec<Effect>,
 }
 
@@ -100,7 +98,6 @@ impl<F: Fs> Delivery<F> {
             next_unit: 0,
             gathered: GatherCounts::default(),
             dead_lettered: BTreeMap::new(),
-            breaker_changes: Vec::new(),
             effects: Vec::new(),
         }
     }
@@ -198,11 +195,6 @@ impl<F: Fs> Delivery<F> {
     /// True once when the store is to be flushed; answer with [`Delivery::flushed`].
     pub fn take_flush(&mut self) -> bool {
         std::mem::take(&mut self.flush_wanted)
-    }
-
-    /// Changes of the breaker since the last call, for the log of the process.
-    pub fn take_breaker_changes(&mut self) -> Vec<BreakerState> {
-        std::mem::take(&mut self.breaker_changes)
     }
 
     /// The machine, for status and deadlines.
@@ -331,7 +323,8 @@ impl<F: Fs> Delivery<F> {
                 self.flushing.append(&mut self.unflushed);
                 self.flush_wanted = true;
             }
-            Effect::Breaker(state) => self.breaker_changes.push(state),
+            // Whoever tells of it looks at the machine.
+            Effect::Breaker(_) => {}
         }
         Ok(())
     }

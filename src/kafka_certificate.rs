@@ -2,14 +2,14 @@
 //! handshake of our own with the same settings, says which check fails and what the certificate holds. Nothing is sent
 //! behind the handshake, and nothing depends on the answer but the words.
 
-use std::net::{IpAddr, TcpStream, ToSocketAddrs as _};
+use std::net::{TcpStream, ToSocketAddrs as _};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use openssl::nid::Nid;
 use openssl::ssl::{HandshakeError, SslConnector, SslMethod, SslVerifyMode};
+use openssl::x509::X509StoreContextRef;
 use openssl::x509::store::X509StoreBuilder;
-use openssl::x509::{X509Ref, X509StoreContextRef};
+use storage::certificate::{EXPIRED, HOST_NAME, IP_ADDRESS, NOT_YET_VALID, describe};
 
 use crate::config::KafkaTls;
 use crate::kafka_trouble::Trouble;
@@ -17,12 +17,6 @@ use crate::sync::lock;
 
 /// How long a broker may take for each part of the answer; it has answered the client library just now.
 const WAIT: Duration = Duration::from_secs(2);
-
-/// OpenSSL's numbers of its checks.
-const NOT_YET_VALID: i32 = 9;
-const EXPIRED: i32 = 10;
-const HOST_NAME: i32 = 62;
-const IP_ADDRESS: i32 = 64;
 
 /// The same trouble with the reason in its message and in its hint, if it is a refused certificate and the broker
 /// shows it again.
@@ -88,32 +82,6 @@ fn reason(context: &X509StoreContextRef) -> (i32, String) {
     let error = context.error();
     let said = context.current_cert().map(describe).unwrap_or_default();
     (error.as_raw(), format!("{}{said}", error.error_string()))
-}
-
-/// Names and times of a certificate. Whoever made it chose the names: they are cut, and cannot pretend to be lines.
-fn describe(certificate: &X509Ref) -> String {
-    const NAMES_MAX: usize = 200;
-    let alternatives = certificate.subject_alt_names();
-    let mut names: Vec<String> = alternatives
-        .iter()
-        .flatten()
-        .filter_map(|name| {
-            name.dnsname().map(str::to_owned).or_else(|| address_of(name.ipaddress()?))
-        })
-        .collect();
-    if names.is_empty() {
-        let subject = certificate.subject_name().entries_by_nid(Nid::COMMONNAME);
-        names.extend(subject.filter_map(|name| name.data().to_string().ok()));
-    }
-    let names: String = names.join(" ").escape_debug().take(NAMES_MAX).collect();
-    let (from, to) = (certificate.not_before(), certificate.not_after());
-    format!(" (certificate of {names}, valid from {from} to {to})")
-}
-
-fn address_of(bytes: &[u8]) -> Option<String> {
-    let four = <[u8; 4]>::try_from(bytes).map(|bytes| IpAddr::from(bytes).to_string());
-    let sixteen = <[u8; 16]>::try_from(bytes).map(|bytes| IpAddr::from(bytes).to_string());
-    four.or(sixteen).ok()
 }
 
 #[cfg(test)]

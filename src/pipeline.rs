@@ -699,7 +699,7 @@ impl DeliverStage {
                 self.beginning = self.beginning.saturating_add(1);
                 self.view.redelivery.stopped();
             }
-            match &self.turn {
+            match &mut self.turn {
                 Turn::First(claim) => claim.set(self.delivery.machine().is_sending()),
                 Turn::AfterOthers(precedence) => {
                     self.delivery.give_way(precedence.is_claimed());
@@ -814,7 +814,6 @@ impl DeliverStage {
     /// Says that the store takes no rows, that it takes them again, and that some of them fail always. A store that
     /// comes and goes is told of once a minute.
     fn tell_of_store(&mut self, told: &mut ToldOfStore, now: Duration) {
-        self.delivery.take_breaker_changes().clear();
         let machine = self.delivery.machine();
         let pipeline = self.view.name;
         let is_open = machine.breaker() != BreakerState::Closed;

@@ -11,6 +11,7 @@
 //! - A replica may acknowledge before it is safe there, and lose that in a crash: [`Store::lives`] shows that it crashed.
 
 pub mod cassandra;
+pub mod certificate;
 pub mod definitions;
 pub mod error;
 pub mod finding;

@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use openssl::error::ErrorStack;
-use openssl::nid::Nid;
 use openssl::pkcs12::Pkcs12;
 use openssl::pkey::PKey;
 use openssl::ssl::{SslConnector, SslConnectorBuilder, SslMethod, SslVerifyMode, SslVersion};
@@ -18,16 +17,11 @@ use openssl::x509::{X509Ref, X509StoreContextRef, X509VerifyResult};
 
 use super::secret::Secret;
 use super::verdicts;
+use crate::certificate::{EXPIRED, HOST_NAME, IP_ADDRESS, NOT_YET_VALID, describe};
 use crate::error::{StoreError, Verdict};
 
 /// TLS is not agreed on: certificates, names, or one side does not speak it.
 pub(super) const CODE: &str = verdicts::TLS.name;
-
-/// OpenSSL's numbers of its checks.
-const NOT_YET_VALID: i32 = 9;
-const EXPIRED: i32 = 10;
-const HOST_NAME: i32 = 62;
-const IP_ADDRESS: i32 = 64;
 
 /// How much of a node's certificate is verified.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -230,29 +224,6 @@ fn reason(context: &X509StoreContextRef, names: &[String]) -> String {
         _ => "it is not signed by a certificate in store.cassandra.tls.ca_file, or without one, by any that the system trusts".to_owned(),
     };
     format!("its certificate is refused: {}{said}: {way_out}", error.error_string())
-}
-
-/// Names and times of a certificate. Whoever made it chose the names: they are cut, and cannot pretend to be lines.
-fn describe(certificate: &X509Ref) -> String {
-    const NAMES_MAX: usize = 200;
-    let alternatives = certificate.subject_alt_names();
-    let name = |name: &openssl::x509::GeneralNameRef| {
-        name.dnsname().map(str::to_owned).or_else(|| address_of(name.ipaddress()?))
-    };
-    let mut names: Vec<String> = alternatives.iter().flatten().filter_map(name).collect();
-    if names.is_empty() {
-        let subject = certificate.subject_name().entries_by_nid(Nid::COMMONNAME);
-        names.extend(subject.filter_map(|name| name.data().to_string().ok()));
-    }
-    let names: String = names.join(" ").escape_debug().take(NAMES_MAX).collect();
-    let (from, to) = (certificate.not_before(), certificate.not_after());
-    format!(" (certificate of {names}, valid from {from} to {to})")
-}
-
-fn address_of(bytes: &[u8]) -> Option<String> {
-    let four = <[u8; 4]>::try_from(bytes).map(|bytes| IpAddr::from(bytes).to_string());
-    let sixteen = <[u8; 16]>::try_from(bytes).map(|bytes| IpAddr::from(bytes).to_string());
-    four.or(sixteen).ok()
 }
 
 #[cfg(test)]
