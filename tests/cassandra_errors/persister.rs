@@ -16,9 +16,14 @@ pub struct Persister {
     process: Process,
 }
 
-fn environment(dir: &Path, more: &[(&str, &str)]) -> Vec<(String, String)> {
-    let password = dir.join("password");
-    write_password(&password, "p\n");
+fn environment(
+    dir: &Path,
+    (user, password): (&str, &str),
+    more: &[(&str, &str)],
+) -> Vec<(String, String)> {
+    // Of each user a file of its own: the program reads it again with each session.
+    let password_file = dir.join(format!("password-of-{user}"));
+    write_password(&password_file, password);
     let data = dir.join("data");
     [
         ("DATA_DIR", data.to_str().unwrap()),
@@ -29,8 +34,8 @@ fn environment(dir: &Path, more: &[(&str, &str)]) -> Vec<(String, String)> {
         ("ALARMS__IN_FLIGHT_PER_WRITER", "8"),
         ("STORE__CASSANDRA__KEYSPACE", "monasca"),
         ("STORE__CASSANDRA__CONSISTENCY", "ONE"),
-        ("STORE__CASSANDRA__USER", "persister"),
-        ("STORE__CASSANDRA__PASSWORD_FILE", password.to_str().unwrap()),
+        ("STORE__CASSANDRA__USER", user),
+        ("STORE__CASSANDRA__PASSWORD_FILE", password_file.to_str().unwrap()),
         ("STORE__CASSANDRA__REQUEST_TIMEOUT", "2s"),
         ("WAL__HOLD_BACK", "2s"),
         ("LOGGING__FORMAT", "json"),
@@ -50,11 +55,8 @@ fn write_password(path: &Path, password: &str) {
 
 /// Makes what is missing of the keyspace and its tables.
 pub fn apply_schema(dir: &Path, node: &str) {
-    let as_admin =
-        [("STORE__CASSANDRA__CONTACT_POINTS", node), ("STORE__CASSANDRA__USER", "cassandra")];
-    let environment = environment(dir, &as_admin);
-    let password = dir.join("password");
-    write_password(&password, "cassandra\n");
+    let contact = [("STORE__CASSANDRA__CONTACT_POINTS", node)];
+    let environment = environment(dir, ("cassandra", "cassandra"), &contact);
     let output = std::process::Command::new(PROGRAM)
         .args(["schema", "apply"])
         .envs(environment)
@@ -70,7 +72,7 @@ impl Persister {
             ("KAFKA__BOOTSTRAP_SERVERS", bootstrap),
             ("STORE__CASSANDRA__CONTACT_POINTS", contact_point),
         ];
-        for (key, value) in environment(dir, &more) {
+        for (key, value) in environment(dir, ("persister", "p"), &more) {
             builder = builder.env(key, value);
         }
         Self { process: builder.start().unwrap() }
