@@ -1,6 +1,6 @@
 //! One persister on a machine of its own: two disks, and a process as long as it lives.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use monasca_persister::offset_ranges::OffsetRange;
 use wal::Fs as _;
@@ -29,6 +29,8 @@ pub struct Instance {
     pub is_gone: bool,
     /// Instances that it is to take over from.
     pub orders: BTreeSet<usize>,
+    /// The store's nodes and their lives, in a file of its own.
+    lives: BTreeMap<String, i64>,
 }
 
 impl Instance {
@@ -42,6 +44,7 @@ impl Instance {
             is_frozen: false,
             is_gone: false,
             orders: BTreeSet::new(),
+            lives: BTreeMap::new(),
         }
     }
 
@@ -98,8 +101,15 @@ impl Instance {
     /// Opens the logs and joins the group.
     pub fn open(&mut self, at: &mut Surroundings) -> Result<(), Died> {
         let Surroundings { now, dice, settings, .. } = at;
-        let mut process =
-            Process::start(self.number, &self.disks, *now, dice, *settings, self.rotten)?;
+        let mut process = Process::start(
+            self.number,
+            &self.disks,
+            *now,
+            dice,
+            *settings,
+            self.rotten,
+            &self.lives,
+        )?;
         process.tell_gaps(at);
         process.join(at);
         at.tell(|| {
@@ -111,6 +121,7 @@ impl Instance {
 
     /// Something that the process does by itself, or is answered.
     pub fn act(&mut self, at: &mut Surroundings) -> Result<(), Died> {
+        self.watch(at)?;
         let Some(process) = &mut self.process else { return Ok(()) };
         match at.dice.below(25) {
             0..=3 => process.poll(at),
@@ -133,8 +144,18 @@ impl Instance {
         }
     }
 
+    fn watch(&mut self, at: &mut Surroundings) -> Result<(), Died> {
+        if let Some(process) = self.process.as_mut().filter(|_| at.settings.store_loses)
+            && let Some(present) = process.watch(at)?
+        {
+            self.lives = present;
+        }
+        Ok(())
+    }
+
     /// Everything that a process does, once.
     pub fn act_in_turn(&mut self, at: &mut Surroundings) -> Result<(), Died> {
+        self.watch(at)?;
         let Some(process) = &mut self.process else { return Ok(()) };
         process.heed(at)?;
         if at.dice.one_in(20) {
@@ -180,7 +201,10 @@ impl Instance {
             let seed = at.dice.next();
             oracle::check_recovery(
                 &self.disks,
-                |disks, dice| Process::start(self.number, disks, at.now, dice, at.settings, false),
+                |disks, dice| {
+                    let lives = &self.lives;
+                    Process::start(self.number, disks, at.now, dice, at.settings, false, lives)
+                },
                 level,
                 seed,
             );
@@ -205,7 +229,7 @@ impl Instance {
 
     /// Sometimes the disk with the log is lost, an older copy is put back, or bytes rot. Its next start must notice.
     fn harm_the_log(&mut self, at: &mut Surroundings) {
-        if !at.settings.ledger {
+        if !at.settings.ledger || at.settings.store_loses {
             return;
         }
         match at.dice.below(12) {
@@ -259,8 +283,15 @@ impl Instance {
         at: &Surroundings,
         dice: &mut Dice,
     ) -> Result<Vec<(String, OffsetRange)>, Died> {
-        let mut process =
-            Process::start(self.number, disks, at.now, dice, at.settings, self.rotten)?;
+        let mut process = Process::start(
+            self.number,
+            disks,
+            at.now,
+            dice,
+            at.settings,
+            self.rotten,
+            &self.lives,
+        )?;
         let mut owed = Vec::new();
         if at.settings.ledger {
             let ledger = &at.kafka.ledgers[self.number];

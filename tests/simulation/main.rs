@@ -109,6 +109,11 @@ fn seeds_lose_nothing_and_repeat_nothing() {
         assert!(total.crashes > seeds && total.power_cuts > seeds / 2, "{total:?}");
         assert!(total.clean_stops > seeds && total.freezes > seeds, "{total:?}");
         assert!(total.store_failures > seeds && total.dead_letters > seeds / 10, "{total:?}");
+        assert!(
+            total.store_losses > seeds / 10 && total.rows_lost_by_store > seeds / 4,
+            "{total:?}"
+        );
+        assert!(total.delivered_again > seeds / 10 && total.outages > seeds / 20, "{total:?}");
         assert!(total.rebalances > seeds && total.repeated > seeds / 10, "{total:?}");
         assert!(total.asked_back > seeds / 4 && total.changed_hands > seeds / 2, "{total:?}");
         assert!(total.partitions_lost > seeds / 4 && total.expired > seeds, "{total:?}");

@@ -31,6 +31,10 @@ pub enum Bug {
     IgnoreRetention,
     /// A partition that has less than was consumed goes on at its end, whatever was written since.
     GoOnAtEnd,
+    /// That the store lost power is not looked at.
+    TrustStore,
+    /// The hold-back counts while nobody could look at the store.
+    HoldBackUnwatched,
     /// Leader epochs are not looked at: a history that was replaced looks like the old one.
     IgnoreLeaderEpoch,
 }
@@ -47,7 +51,7 @@ const fn mutant(bug: Bug, oracle: &'static str, others: &'static [&'static str])
     Mutant { bug, oracle, others }
 }
 
-pub const MUTANTS: [Mutant; 15] = [
+pub const MUTANTS: [Mutant; 17] = [
     mutant(Bug::CommitBeforeDurable, "I3", &["I5", "I8"]),
     mutant(Bug::CommitBeforeLedger, "I13", &["I3", "I5", "I8"]),
     mutant(Bug::TrustForeignLog, "I3", &["I5", "I8", "I13"]),
@@ -64,6 +68,8 @@ pub const MUTANTS: [Mutant; 15] = [
     // What was settled wrongly may be owed in one place and not in another, and never come to rest.
     mutant(Bug::SettleWithForeign, "I3", &["I5", "I8", "I9"]),
     mutant(Bug::IgnoreRetention, "I3", &["I5", "I8", "I13"]),
+    mutant(Bug::TrustStore, "I3", &["I5", "I8", "I13"]),
+    mutant(Bug::HoldBackUnwatched, "I3", &["I5", "I8", "I13"]),
     mutant(Bug::GoOnAtEnd, "I3", &["I5", "I8", "I9", "I13", "G2"]),
     mutant(Bug::IgnoreLeaderEpoch, "I3", &["I5", "I8", "I9", "I13", "G2"]),
 ];

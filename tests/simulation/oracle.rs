@@ -11,6 +11,7 @@
 //! - I6: recovering twice, or after a crash while recovering, gives the same.
 //! - I8: at the end the store holds per key the message with the highest write time and nothing else, every series in
 //!   it is described, and each bad message is a dead letter, with its own bytes.
+//! - I10: while the store is away, memory and log are bounded; see `process.rs`.
 //! - I9: without faults everything comes to rest; see `world.rs`. G1 and G2: see `group.rs`.
 //!
 //! Dead letters share their disk's fate: those of a lost one need not be anywhere else.
@@ -190,8 +191,10 @@ pub fn check_committed(at: &Surroundings, holdings: &[Holding]) {
             topic.claims.get(&partition),
             message.fate
         );
-        // Of two that have it one may be lost. What only one has and Kafka lost goes with it: nobody can give it again.
-        if let ([only], true) = (&holders[..], at.settings.ledger && is_of_present) {
+        // Of two that have it one may be lost. What only one has and Kafka lost goes with it: nobody can give it again. Nor
+        // can anybody give what the store lost, until the one that delivered it has done so again.
+        let may_be_lost = at.settings.ledger && !at.settings.store_loses && is_of_present;
+        if let ([only], true) = (&holders[..], may_be_lost) {
             assert!(
                 holdings[*only].has_when_lost(&topic.id, this, timestamp_ms),
                 "I13: {partition}/{offset} was committed; only instance {only} has it, and its ledger does not say so"

@@ -15,12 +15,13 @@ use monasca_persister::ingest::{IngestConfig, Start};
 use monasca_persister::intake::Intake;
 use monasca_persister::kafka_gap::{GapPolicies, GapPolicy};
 use monasca_persister::keeper::{self, Keeper};
+use monasca_persister::lives::Lives;
 use monasca_persister::log_reader::{LogReader, LookAhead};
 use monasca_persister::offset_note::{LogOffsets, OffsetCarry};
 use monasca_persister::offset_ranges::OffsetRanges;
 use monasca_persister::offset_trail;
 use storage::definitions::DefinitionMemory;
-use storage::{IdScheme, StoreError, Verdict};
+use storage::{IdScheme, NodeLife, StoreError, Verdict};
 use wal::sim::SimDisk;
 use wal::{NoCarry, Wal, WalConfig};
 
@@ -33,7 +34,16 @@ use crate::mutants::Bug;
 use crate::store::Store;
 use crate::surroundings::Surroundings;
 
-pub const RETENTION: Duration = Duration::from_secs(3600);
+pub const RETENTION: Duration = Duration::from_secs(45 * 86_400);
+const HOLD_BACK: Duration = Duration::from_secs(5);
+/// How often the store's node is asked which life it is in.
+const ASK_INTERVAL: Duration = Duration::from_secs(1);
+const IN_FLIGHT_MAX: usize = 8;
+/// A gather is taken over while less is outstanding.
+const ROWS_HELD: usize = 60;
+const GATHER_ROWS: usize = 20;
+/// A record takes some 250 bytes.
+const SEGMENT_ROWS: usize = 24 * 1024 / 250;
 
 /// The process ended because the disk stopped or failed, and how it said so.
 #[derive(Debug)]
@@ -78,6 +88,10 @@ pub struct Process {
     /// Requests that the store has not answered.
     requests: Vec<(UnitId, Arc<Unit>)>,
     flushes: u32,
+    lives: Lives,
+    asked: Option<Duration>,
+    watched_until: Duration,
+    memory: Arc<Mutex<DefinitionMemory>>,
 }
 
 /// Settings of the logs: small, so that a run has many segments and sometimes a full log.
@@ -88,7 +102,7 @@ fn wal_config() -> WalConfig {
         segment_bytes: 24 * 1024,
         max_bytes: 160 * 1024,
         max_record_bytes: RECORD_BYTES_MAX,
-        hold_back: Duration::from_secs(5),
+        hold_back: HOLD_BACK,
         ..WalConfig::default()
     }
 }
@@ -106,6 +120,8 @@ pub struct Settings {
     pub ledger: bool,
     /// Where Kafka's history and theirs part, consumption goes on by itself.
     pub goes_on: bool,
+    /// The store may lose power. Then no disk of an instance is lost: what one of them lost the other would have to have.
+    pub store_loses: bool,
 }
 
 impl Process {
@@ -115,8 +131,9 @@ impl Process {
         disks: &[SimDisk; 2],
         now: Duration,
         dice: &mut Dice,
-        Settings { bug, ledger, goes_on }: Settings,
+        Settings { bug, ledger, goes_on, store_loses }: Settings,
         rotten: bool,
+        lives: &BTreeMap<String, i64>,
     ) -> Result<Self, Died> {
         let (wal, report) =
             Wal::open(disks[0].clone(), wal_config(), Box::<OffsetCarry>::default(), now)
@@ -148,17 +165,18 @@ impl Process {
             batch_bytes_max: 4096,
             message_bytes_max: 4096,
         };
-        let look_ahead = LookAhead { rows_max: 20, freshness: Duration::from_secs(1) };
+        let look_ahead = LookAhead { rows_max: GATHER_ROWS, freshness: Duration::from_secs(1) };
         let reader =
             LogReader::new(wal.clone(), gather, look_ahead, Arc::clone(&memory), delivered)
                 .with_replicas(Arc::new(|series| Some(u64::from(series.as_bytes()[0] % 2))));
         let deliver = DeliverConfig {
-            in_flight_max: 8,
-            needs_flush: dice.one_in(3),
+            in_flight_max: IN_FLIGHT_MAX,
+            needs_flush: !store_loses && dice.one_in(3),
             seed: dice.next(),
             ..DeliverConfig::default()
         };
-        let delivery = Delivery::new(deliver, wal.clone(), dead_letters.clone(), memory);
+        let delivery =
+            Delivery::new(deliver, wal.clone(), dead_letters.clone(), Arc::clone(&memory));
         let policy = if goes_on { GapPolicy::Continue } else { GapPolicy::Stop };
         let config = IngestConfig {
             commit_interval: Duration::from_millis(500),
@@ -189,6 +207,10 @@ impl Process {
             takeover: None,
             requests: Vec::new(),
             flushes: 0,
+            lives: Lives::new(lives.clone(), HOLD_BACK, now),
+            asked: None,
+            watched_until: if store_loses { now } else { Duration::MAX },
+            memory,
         })
     }
 
@@ -211,6 +233,61 @@ impl Process {
         }
     }
 
+    /// Asks the store's node which life it is in, once a second. What it may have lost is delivered again. Returns what
+    /// the next start must know.
+    pub fn watch(&mut self, at: &mut Surroundings) -> Result<Option<BTreeMap<String, i64>>, Died> {
+        let now = at.now;
+        if self.asked.is_some_and(|asked| now.saturating_sub(asked) < ASK_INTERVAL) {
+            return Ok(None);
+        }
+        self.asked = Some(now);
+        let life = NodeLife { node: "node".to_owned(), life: Some(at.store.life) };
+        let answers = if at.store_up { vec![life] } else { Vec::new() };
+        let loss = self.lives.on(&answers, now, now);
+        if let Some(loss) = loss.filter(|_| self.bug != Bug::TrustStore) {
+            at.tally.delivered_again += 1;
+            self.delivery.start_over(now).map_err(Died::of)?;
+            self.collect();
+            let since = match loss.seen {
+                Some(seen) => now.saturating_sub(seen).saturating_add(HOLD_BACK),
+                None => now,
+            };
+            let since_ms = at.now_ms() - i64::try_from(since.as_millis()).unwrap();
+            self.memory.lock().unwrap().forget_since(since_ms);
+            match self.reader.start_over(self.hold_back_clock(now)) {
+                Ok(_) | Err(wal::WalError::NoSpace { .. }) => {}
+                Err(error) => return Err(Died::of(error)),
+            }
+        }
+        if let Some(until) = self.lives.watched_until(now) {
+            self.watched_until = until;
+        }
+        Ok(self.lives.present())
+    }
+
+    /// Whether it knows in which life the store is.
+    pub fn knows(&self, life: i64) -> bool {
+        self.lives.present().is_some_and(|lives| lives.get("node") == Some(&life))
+    }
+
+    fn hold_back_clock(&self, now: Duration) -> Duration {
+        match self.bug {
+            Bug::HoldBackUnwatched => now,
+            _ => now.min(self.watched_until),
+        }
+    }
+
+    /// I10: however long the store is away, memory and log are bounded, and the store is hardly asked.
+    pub fn check_bounds(&self) {
+        let rows = self.delivery.machine().outstanding_rows();
+        // The last gather comes on top, and is larger by what is read at once: up to a segment.
+        assert!(rows <= ROWS_HELD + GATHER_ROWS + SEGMENT_ROWS, "I10: {rows} rows are held");
+        let requests = self.requests.len();
+        assert!(requests <= 2 * IN_FLIGHT_MAX, "I10: {requests} requests are under way");
+        let bytes = self.wal.status().allocated_bytes;
+        assert!(bytes <= wal_config().max_bytes, "I10: the log has {bytes} bytes");
+    }
+
     /// The reader looks ahead and hands over what is complete.
     pub fn deliver(&mut self, at: &Surroundings) -> Result<(), Died> {
         if let Some(positions) = self.reader.missing() {
@@ -228,7 +305,7 @@ impl Process {
                 },
             }
         }
-        if self.delivery.machine().outstanding_rows() < 60
+        if self.delivery.machine().outstanding_rows() < ROWS_HELD
             && let Some(gathered) =
                 self.reader.pull(false, at.now, at.now_ms()).map_err(Died::of)?
         {
@@ -292,7 +369,7 @@ impl Process {
             Ok(_) | Err(wal::WalError::NoSpace { .. }) => {}
             Err(error) => return Err(Died::of(error)),
         }
-        match self.wal.checkpoint(now) {
+        match self.wal.checkpoint(self.hold_back_clock(now)) {
             Ok(()) | Err(wal::WalError::NoSpace { .. }) => Ok(()),
             Err(error) => Err(Died::of(error)),
         }
@@ -304,6 +381,7 @@ impl Process {
             && self.owed().is_empty()
             && self.wal.status().backlog_records == 0
             && self.delivery.is_idle()
+            && (!at.settings.store_loses || self.knows(at.store.life))
             && self.requests.is_empty()
             && self.takeover.is_none()
             && self.stopped.is_empty()
@@ -315,7 +393,7 @@ impl Process {
     /// A clean stop.
     pub fn stop(mut self, at: &mut Surroundings) -> Result<(), Died> {
         self.leave(at)?;
-        self.wal.close(at.now).map_err(Died::of)?;
+        self.wal.close(self.hold_back_clock(at.now)).map_err(Died::of)?;
         self.dead_letters.wal().close(at.now).map_err(Died::of)?;
         Ok(())
     }

@@ -1,6 +1,8 @@
-//! A store with the one property that matters: per key the highest write time stays.
+//! A store with the one property that matters: per key the highest write time stays. It confirms before it syncs, as
+//! Cassandra does: when it loses power, what it confirmed last is gone.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use storage::{Measurement, MetricId, Write};
 
@@ -19,7 +21,21 @@ pub struct Store {
     pub definitions: BTreeMap<MetricId, String>,
     /// Rows written, repetitions included.
     pub writes: u64,
+    /// How often it has started again.
+    pub life: i64,
+    synced: Synced,
 }
+
+/// What it has after a loss of power.
+#[derive(Debug, Default)]
+struct Synced {
+    at: Duration,
+    rows: BTreeMap<(MetricId, i64), Cell>,
+    definitions: BTreeMap<MetricId, String>,
+}
+
+/// How often it syncs.
+const SYNC_PERIOD: Duration = Duration::from_secs(2);
 
 impl Store {
     /// Whether the store would ever take these rows.
@@ -29,6 +45,24 @@ impl Store {
             Write::Runs(runs) => runs.iter().any(|run| run.series.tenant_id == "refused"),
             Write::Definitions(_) | Write::Alarms(_) => false,
         }
+    }
+
+    /// Time passes.
+    pub fn sync_when_due(&mut self, now: Duration) {
+        if now.saturating_sub(self.synced.at) >= SYNC_PERIOD {
+            let (rows, definitions) = (self.rows.clone(), self.definitions.clone());
+            self.synced = Synced { at: now, rows, definitions };
+        }
+    }
+
+    /// It loses power, and is there again at once. Returns the rows that it lost.
+    pub fn lose_power(&mut self) -> usize {
+        let synced = &self.synced.rows;
+        let lost = self.rows.iter().filter(|(key, cell)| synced.get(key) != Some(cell)).count();
+        self.rows.clone_from(&self.synced.rows);
+        self.definitions.clone_from(&self.synced.definitions);
+        self.life += 1;
+        lost
     }
 
     pub fn apply(&mut self, write: &Write<'_>) {

@@ -40,6 +40,12 @@ tally! {
     repeated,
     store_failures,
     store_writes,
+    /// How often the store lost power, rows that it lost, and how often an instance delivered again because of that.
+    store_losses,
+    rows_lost_by_store,
+    delivered_again,
+    /// Outages of three days.
+    outages,
     dead_letters,
     disks_lost,
     disks_rolled_back,

@@ -21,6 +21,8 @@ pub struct World {
     at: Surroundings,
     instances: Vec<Instance>,
     sequence: u32,
+    /// Until then the store is away.
+    outage_until: Duration,
 }
 
 impl World {
@@ -32,9 +34,10 @@ impl World {
         // A process that commits too early must not be rescued by its ledger.
         let ledger = bug != Bug::CommitBeforeDurable && !dice.one_in(20);
         let goes_on = dice.one_in(2);
+        let store_loses = dice.one_in(4);
         let at = Surroundings {
             dice,
-            settings: Settings { bug, ledger, goes_on },
+            settings: Settings { bug, ledger, goes_on, store_loses },
             now: Duration::ZERO,
             kafka: Kafka::new(partitions, count),
             store: Store::default(),
@@ -45,7 +48,7 @@ impl World {
             tally: Tally::default(),
             is_loud,
         };
-        Self { at, instances, sequence: 0 }
+        Self { at, instances, sequence: 0, outage_until: Duration::ZERO }
     }
 
     /// Anything may happen; then, without faults, everything must come to rest; then the final check.
@@ -53,8 +56,12 @@ impl World {
         for instance in &mut self.instances {
             instance.start(&mut self.at);
         }
+        let outage = self.at.dice.one_in(12);
         for _ in 0..80 + self.at.dice.below(360) {
-            self.step();
+            self.step(Duration::from_millis(120));
+        }
+        if outage {
+            self.be_without_store(Duration::from_secs(72 * 3600));
         }
         self.come_to_rest();
         let Self { mut at, instances, .. } = self;
@@ -66,13 +73,36 @@ impl World {
         at.tally
     }
 
-    fn step(&mut self) {
-        self.at.now += Duration::from_millis(self.at.dice.below(120));
+    /// The database is away for days, and the persisters live on, or not.
+    fn be_without_store(&mut self, time: Duration) {
+        self.outage_until = self.at.now + time;
+        self.at.store_up = false;
+        self.at.tally.outages += 1;
+        while self.at.now < self.outage_until {
+            self.step(Duration::from_secs(3600));
+            let processes = self.instances.iter().filter_map(|instance| instance.process.as_ref());
+            processes.for_each(Process::check_bounds);
+        }
+    }
+
+    fn step(&mut self, time_max: Duration) {
+        let time_max_ms = u64::try_from(time_max.as_millis()).unwrap();
+        self.at.now += Duration::from_millis(self.at.dice.below(time_max_ms));
+        let now = self.at.now;
+        self.at.store.sync_when_due(now);
         let chosen = self.at.dice.index(self.instances.len());
         match self.at.dice.below(40) {
             0..=3 => self.produce(),
             4..=6 => self.turn_the_group(),
-            7 => self.at.store_up = !self.at.dice.one_in(3),
+            7 => self.at.store_up = now >= self.outage_until && !self.at.dice.one_in(3),
+            // By no means only when somebody looks.
+            12 if self.at.settings.store_loses && self.at.dice.one_in(6) => {
+                let lost = self.at.store.lose_power();
+                self.at.tally.store_losses += 1;
+                self.at.tally.rows_lost_by_store += u64::try_from(lost).unwrap();
+                self.at.tell(|| format!("the store loses power, and {lost} rows"));
+                self.check();
+            }
             8..=9 => self.live_or_die(chosen),
             10 if self.at.dice.one_in(6) => self.check(),
             11 if self.at.dice.one_in(16) => self.recreate(),
@@ -116,7 +146,7 @@ impl World {
         if instance.is_gone {
             return;
         }
-        let may_be_lost = survivors > 1 && at.settings.ledger;
+        let may_be_lost = survivors > 1 && at.settings.ledger && !at.settings.store_loses;
         if may_be_lost && at.dice.one_in(24) {
             return self.lose(chosen);
         }
@@ -257,7 +287,7 @@ impl World {
 
     /// I9: without faults everything is delivered within bounded time.
     fn come_to_rest(&mut self) {
-        let Self { at, instances, sequence } = self;
+        let Self { at, instances, sequence, .. } = self;
         at.store_up = true;
         for instance in instances.iter_mut().filter(|instance| !instance.is_gone) {
             // A process may not have noticed yet that a disk died under it.
