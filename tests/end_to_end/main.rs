@@ -16,6 +16,7 @@
 mod audit;
 mod back_pressure;
 mod clock;
+mod dead_letters;
 mod gaps;
 mod ledger;
 mod load;
