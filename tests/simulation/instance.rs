@@ -29,8 +29,8 @@ pub struct Instance {
     pub is_gone: bool,
     /// Instances that it is to take over from.
     pub orders: BTreeSet<usize>,
-    /// The store's nodes and their lives, in a file of its own.
-    lives: BTreeMap<String, i64>,
+    /// The store's nodes and their lives, in a file of its own; until they are known, one that never answers.
+    lives: Option<BTreeMap<String, i64>>,
 }
 
 impl Instance {
@@ -44,7 +44,7 @@ impl Instance {
             is_frozen: false,
             is_gone: false,
             orders: BTreeSet::new(),
-            lives: BTreeMap::new(),
+            lives: None,
         }
     }
 
@@ -108,8 +108,13 @@ impl Instance {
             dice,
             *settings,
             self.rotten,
-            &self.lives,
+            &self.lives.clone().unwrap_or_default(),
         )?;
+        self.lives.get_or_insert_with(|| BTreeMap::from([("unknown".to_owned(), 0)]));
+        if at.settings.store_loses {
+            // It asks before anything is delivered.
+            process.watch(at)?;
+        }
         process.tell_gaps(at);
         process.join(at);
         at.tell(|| {
@@ -121,7 +126,10 @@ impl Instance {
 
     /// Something that the process does by itself, or is answered.
     pub fn act(&mut self, at: &mut Surroundings) -> Result<(), Died> {
-        self.watch(at)?;
+        // A thread of its own: it looks, or something else comes first.
+        if at.dice.one_in(2) {
+            self.watch(at)?;
+        }
         let Some(process) = &mut self.process else { return Ok(()) };
         match at.dice.below(25) {
             0..=3 => process.poll(at),
@@ -147,8 +155,11 @@ impl Instance {
     fn watch(&mut self, at: &mut Surroundings) -> Result<(), Died> {
         if let Some(process) = self.process.as_mut().filter(|_| at.settings.store_loses)
             && let Some(present) = process.watch(at)?
+            // The file may not be written now.
+            && !present.is_empty()
+            && !at.dice.one_in(8)
         {
-            self.lives = present;
+            self.lives = Some(present);
         }
         Ok(())
     }
@@ -202,7 +213,7 @@ impl Instance {
             oracle::check_recovery(
                 &self.disks,
                 |disks, dice| {
-                    let lives = &self.lives;
+                    let lives = &self.lives.clone().unwrap_or_default();
                     Process::start(self.number, disks, at.now, dice, at.settings, false, lives)
                 },
                 level,
@@ -290,7 +301,7 @@ impl Instance {
             dice,
             at.settings,
             self.rotten,
-            &self.lives,
+            &self.lives.clone().unwrap_or_default(),
         )?;
         let mut owed = Vec::new();
         if at.settings.ledger {

@@ -197,6 +197,15 @@ impl Kafka {
                 || epoch.is_none_or(|(epoch, _)| *epoch == offset.leader_epoch))
     }
 
+    /// Partitions of which the group has consumed nothing.
+    pub fn unconsumed(&self) -> Vec<i32> {
+        let is_ours = |number: &i32| {
+            let committed = self.group.committed().get(number);
+            committed.is_some_and(|committed| committed.topic == self.topic.id)
+        };
+        self.topic.numbered().map(|(number, _)| number).filter(|number| !is_ours(number)).collect()
+    }
+
     /// Partitions that have less than the group has consumed.
     pub fn behind_their_offsets(&self) -> Vec<usize> {
         let is_behind = |(number, partition): (i32, &Partition)| {
@@ -223,11 +232,18 @@ impl Kafka {
     }
 }
 
+/// The value meta of a message; most have none.
+pub fn value_meta(sequence: u32) -> String {
+    if sequence.is_multiple_of(3) { format!(r#"{{"n":"{sequence}"}}"#) } else { String::new() }
+}
+
 /// A metric message as a producer writes it.
 pub fn metric_message(series: u32, time_ms: i64, sequence: u32, refused: bool) -> Vec<u8> {
     let tenant = if refused { "refused" } else { "tenant" };
+    let meta = value_meta(sequence);
+    let meta = if meta.is_empty() { meta } else { format!(r#","value_meta":{meta}"#) };
     format!(
-        r#"{{"metric":{{"name":"metric-{series}","dimensions":{{"hostname":"host-{series}"}},"timestamp":{time_ms},"value":{sequence}}},"meta":{{"tenantId":"{tenant}","region":"region"}},"creation_time":1}}"#
+        r#"{{"metric":{{"name":"metric-{series}","dimensions":{{"hostname":"host-{series}"}},"timestamp":{time_ms},"value":{sequence}{meta}}},"meta":{{"tenantId":"{tenant}","region":"region"}},"creation_time":1}}"#
     )
     .into_bytes()
 }

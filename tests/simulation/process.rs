@@ -21,7 +21,7 @@ use monasca_persister::offset_note::{LogOffsets, OffsetCarry};
 use monasca_persister::offset_ranges::OffsetRanges;
 use monasca_persister::offset_trail;
 use storage::definitions::DefinitionMemory;
-use storage::{IdScheme, NodeLife, StoreError, Verdict};
+use storage::{IdScheme, NodeLife, StoreError};
 use wal::sim::SimDisk;
 use wal::{NoCarry, Wal, WalConfig};
 
@@ -31,19 +31,19 @@ use crate::group::{MemberId, Offset};
 use crate::kafka::{Kafka, Message};
 use crate::ledger_keeper::{Takeover, ToLedger};
 use crate::mutants::Bug;
-use crate::store::Store;
+use crate::store::TABLE_CHANGED;
 use crate::surroundings::Surroundings;
 
 pub const RETENTION: Duration = Duration::from_secs(45 * 86_400);
-const HOLD_BACK: Duration = Duration::from_secs(5);
+pub const HOLD_BACK: Duration = Duration::from_secs(5);
 /// How often the store's node is asked which life it is in.
 const ASK_INTERVAL: Duration = Duration::from_secs(1);
 const IN_FLIGHT_MAX: usize = 8;
 /// A gather is taken over while less is outstanding.
 const ROWS_HELD: usize = 60;
 const GATHER_ROWS: usize = 20;
-/// A record takes some 250 bytes.
-const SEGMENT_ROWS: usize = 24 * 1024 / 250;
+/// A record takes 150 bytes at least.
+const SEGMENT_ROWS: usize = 24 * 1024 / 150;
 
 /// The process ended because the disk stopped or failed, and how it said so.
 #[derive(Debug)]
@@ -85,11 +85,15 @@ pub struct Process {
     /// Commits that Kafka has not answered.
     pub(crate) commits: VecDeque<Commit>,
     pub(crate) takeover: Option<Takeover>,
-    /// Requests that the store has not answered.
+    /// Requests that the store has not looked at.
     requests: Vec<(UnitId, Arc<Unit>)>,
+    /// Answers of the store on their way.
+    answers: Vec<(UnitId, Result<(), StoreError>)>,
     flushes: u32,
     lives: Lives,
     asked: Option<Duration>,
+    /// When the question was asked that the store's node has answered, with the answer: it is on its way.
+    told: Option<(Duration, Vec<NodeLife>)>,
     watched_until: Duration,
     memory: Arc<Mutex<DefinitionMemory>>,
 }
@@ -206,9 +210,11 @@ impl Process {
             commits: VecDeque::new(),
             takeover: None,
             requests: Vec::new(),
+            answers: Vec::new(),
             flushes: 0,
             lives: Lives::new(lives.clone(), HOLD_BACK, now),
             asked: None,
+            told: None,
             watched_until: if store_loses { now } else { Duration::MAX },
             memory,
         })
@@ -233,17 +239,20 @@ impl Process {
         }
     }
 
-    /// Asks the store's node which life it is in, once a second. What it may have lost is delivered again. Returns what
-    /// the next start must know.
+    /// Asks the store's node which life it is in, once a second; the answer may take its time. What it may have lost is
+    /// delivered again. Returns what the next start must know.
     pub fn watch(&mut self, at: &mut Surroundings) -> Result<Option<BTreeMap<String, i64>>, Died> {
         let now = at.now;
-        if self.asked.is_some_and(|asked| now.saturating_sub(asked) < ASK_INTERVAL) {
+        let Some((asked, answers)) = self.told.take() else {
+            if self.asked.is_none_or(|asked| now.saturating_sub(asked) >= ASK_INTERVAL) {
+                self.asked = Some(now);
+                let life = NodeLife { node: "node".to_owned(), life: Some(at.store.life) };
+                let is_answered = at.store.is_up && !at.dice.one_in(20);
+                self.told = Some((now, if is_answered { vec![life] } else { Vec::new() }));
+            }
             return Ok(None);
-        }
-        self.asked = Some(now);
-        let life = NodeLife { node: "node".to_owned(), life: Some(at.store.life) };
-        let answers = if at.store_up { vec![life] } else { Vec::new() };
-        let loss = self.lives.on(&answers, now, now);
+        };
+        let loss = self.lives.on(&answers, asked, now);
         if let Some(loss) = loss.filter(|_| self.bug != Bug::TrustStore) {
             at.tally.delivered_again += 1;
             self.delivery.start_over(now).map_err(Died::of)?;
@@ -259,7 +268,7 @@ impl Process {
                 Err(error) => return Err(Died::of(error)),
             }
         }
-        if let Some(until) = self.lives.watched_until(now) {
+        if let Some(until) = self.lives.watched_until(asked) {
             self.watched_until = until;
         }
         Ok(self.lives.present())
@@ -277,12 +286,12 @@ impl Process {
         }
     }
 
-    /// I10: however long the store is away, memory and log are bounded, and the store is hardly asked.
+    /// I10: however long the store is away, memory and log are bounded.
     pub fn check_bounds(&self) {
         let rows = self.delivery.machine().outstanding_rows();
         // The last gather comes on top, and is larger by what is read at once: up to a segment.
         assert!(rows <= ROWS_HELD + GATHER_ROWS + SEGMENT_ROWS, "I10: {rows} rows are held");
-        let requests = self.requests.len();
+        let requests = self.requests.len() + self.answers.len();
         assert!(requests <= 2 * IN_FLIGHT_MAX, "I10: {requests} requests are under way");
         let bytes = self.wal.status().allocated_bytes;
         assert!(bytes <= wal_config().max_bytes, "I10: the log has {bytes} bytes");
@@ -323,43 +332,42 @@ impl Process {
         }
     }
 
-    /// The store answers one request: in any order, truthfully or by a time-out after which nobody knows.
+    /// The store looks at one request, in any order; or one of its answers arrives.
     pub fn answer_request(&mut self, at: &mut Surroundings) -> Result<(), Died> {
-        let Surroundings { store, dice, now, store_up, .. } = at;
+        let Surroundings { store, dice, now, .. } = at;
         if self.flushes > 0 {
             self.flushes -= 1;
-            let ok = *store_up && !dice.one_in(10);
+            let ok = store.is_up && !dice.one_in(10);
             self.delivery.flushed(ok, *now).map_err(Died::of)?;
             self.collect();
         }
-        if self.requests.is_empty() {
-            return Ok(());
+        if !self.requests.is_empty() {
+            let (unit, rows) = self.requests.swap_remove(dice.index(self.requests.len()));
+            let mut answer = store.answer(&rows, dice);
+            if let (Bug::BelieveRefusals, Err(error)) = (self.bug, &mut answer) {
+                error.is_sure = true;
+            }
+            self.answers.push((unit, answer));
+            if dice.one_in(4) {
+                return Ok(());
+            }
         }
-        let (unit, rows) = self.requests.swap_remove(dice.index(self.requests.len()));
-        let write = rows.as_write();
-        let outcome = if Store::refuses(&write) && *store_up {
-            Err(StoreError::new(Verdict::Reject, "DB_INVALID_ROW", "refused"))
-        } else if !*store_up {
-            if dice.one_in(2) {
-                Err(StoreError::new(Verdict::Retry, "DB_UNREACHABLE", "down"))
-            } else {
-                Err(StoreError::new(Verdict::Wait, "DB_SCHEMA", "no table"))
-            }
-        } else if dice.one_in(12) {
-            if dice.one_in(2) {
-                store.apply(&write);
-            }
-            Err(StoreError::new(Verdict::Retry, "DB_TIMEOUT", "unknown outcome"))
-        } else if write.len() > 3 && dice.one_in(12) {
-            Err(StoreError::new(Verdict::Split, "DB_BATCH_TOO_LARGE", "too large"))
-        } else {
-            store.apply(&write);
-            Ok(())
-        };
-        at.tally.store_failures += u64::from(outcome.is_err());
-        self.delivery.done(unit, outcome, at.now).map_err(Died::of)?;
-        self.collect();
+        if !self.answers.is_empty() {
+            let (unit, outcome) = self.answers.swap_remove(dice.index(self.answers.len()));
+            at.tally.store_failures += u64::from(outcome.is_err());
+            self.delivery.done(unit, outcome, at.now).map_err(Died::of)?;
+            self.collect();
+            self.check_dead_letters();
+        }
         Ok(())
+    }
+
+    /// I10: a cause that is the table's stops delivery instead of making dead letters of all that comes.
+    fn check_dead_letters(&self) {
+        let dead = self.delivery.dead_lettered().get(TABLE_CHANGED).copied().unwrap_or(0);
+        let taken = self.delivery.machine().counts().rows_written;
+        // Ten rows, or some per cent of them; more than one message may have been of a row.
+        assert!(dead <= 20.max(taken / 10), "I10: {dead} good dead letters, {taken} rows taken");
     }
 
     /// The once-a-second duty.
@@ -383,6 +391,7 @@ impl Process {
             && self.delivery.is_idle()
             && (!at.settings.store_loses || self.knows(at.store.life))
             && self.requests.is_empty()
+            && self.answers.is_empty()
             && self.takeover.is_none()
             && self.stopped.is_empty()
             && self.begins.is_empty()
@@ -421,7 +430,7 @@ impl Process {
             self.begins,
             self.refused,
             self.delivery.machine().outstanding_rows(),
-            self.requests.len(),
+            self.requests.len() + self.answers.len(),
             self.delivery.machine().breaker()
         )
     }

@@ -43,7 +43,14 @@ tally! {
     /// How often the store lost power, rows that it lost, and how often an instance delivered again because of that.
     store_losses,
     rows_lost_by_store,
+    /// How often that came while no process looked.
+    losses_unwatched,
     delivered_again,
+    /// Spells in which the store sheds load, and in which it refuses all measurements; good messages that became dead
+    /// letters because of these.
+    overloads,
+    tables_changed,
+    given_up,
     /// Outages of three days.
     outages,
     dead_letters,
