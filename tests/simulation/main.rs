@@ -120,7 +120,7 @@ fn seeds_lose_nothing_and_repeat_nothing() {
         // 20,000 seeds have more than a thousand outages.
         assert!(total.outages > seeds / 20, "{total:?}");
         assert!(total.overloads > seeds && total.tables_changed > seeds / 10, "{total:?}");
-        assert!(total.given_up > seeds / 20, "{total:?}");
+        assert!(total.given_up > seeds / 100, "{total:?}");
         assert!(total.rebalances > seeds && total.repeated > seeds / 10, "{total:?}");
         assert!(total.asked_back > seeds / 4 && total.changed_hands > seeds / 2, "{total:?}");
         assert!(total.partitions_lost > seeds / 4 && total.expired > seeds, "{total:?}");
