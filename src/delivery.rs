@@ -19,6 +19,10 @@ use crate::pace::Pace;
 use crate::sync::lock;
 
 mod again;
+mod aside;
+
+use aside::Elsewhere;
+pub use aside::{Cleared, Held};
 
 /// Dead letters are written in portions of about so many bytes, so that a log that is nearly full is filled, and little
 /// is tried in vain when it is.
@@ -67,6 +71,7 @@ pub struct Delivery<F: Fs> {
     gathered: GatherCounts,
     dead_lettered: BTreeMap<String, u64>,
     effects: Vec<Effect>,
+    elsewhere: Elsewhere,
 }
 
 impl<F: Fs> Delivery<F> {
@@ -99,6 +104,7 @@ impl<F: Fs> Delivery<F> {
             gathered: GatherCounts::default(),
             dead_lettered: BTreeMap::new(),
             effects: Vec::new(),
+            elsewhere: Elsewhere::default(),
         }
     }
 
@@ -278,6 +284,7 @@ impl<F: Fs> Delivery<F> {
             for effect in std::mem::take(&mut self.effects) {
                 self.carry_out_one(effect, now)?;
             }
+            self.move_leaving()?;
             self.keep_letters(now)?;
             if self.effects.is_empty() {
                 return Ok(());
@@ -319,6 +326,8 @@ impl<F: Fs> Delivery<F> {
                 self.bury(unit, gather, code, &detail)?
             }
             Effect::Ack(range) => self.wal.ack(range),
+            Effect::SetAside { unit, gather } => self.set_aside(unit, gather),
+            Effect::ComeBack => self.elsewhere.wants_come_back(),
             Effect::Flush => {
                 self.flushing.append(&mut self.unflushed);
                 self.flush_wanted = true;

@@ -468,6 +468,12 @@ impl<F: Fs> Keeper<F> {
         delivered.tell().clone()
     }
 
+    /// Whether moved records may lie in what was not read yet.
+    #[must_use]
+    pub fn holds_moved(&self) -> bool {
+        lock(&self.delivered).holds_moved()
+    }
+
     /// Counts since the start.
     #[must_use]
     pub fn counts(&self) -> KeeperCounts {

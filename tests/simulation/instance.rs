@@ -22,6 +22,9 @@ pub struct Instance {
     backup: Option<SimDisk>,
     /// The log's disk has rotten bytes.
     pub rotten: bool,
+    /// Records were moved in the log. Rot is one fault more than is provided for then: nothing tells which offsets a
+    /// damaged place held that holds moved records.
+    has_moved: bool,
     pub process: Option<Process>,
     /// The process stands still.
     pub is_frozen: bool,
@@ -40,6 +43,7 @@ impl Instance {
             disks: [SimDisk::new(dice.next()), SimDisk::new(dice.next())],
             backup: None,
             rotten: false,
+            has_moved: false,
             process: None,
             is_frozen: false,
             is_gone: false,
@@ -141,7 +145,10 @@ impl Instance {
             }
             9..=10 => process.deliver(at),
             11..=14 => (0..4).try_for_each(|_| process.answer_request(at)),
-            15 => process.checkpoint(at.now),
+            15 => {
+                self.has_moved |= process.checkpoint(!self.rotten, at)?;
+                Ok(())
+            }
             16..=18 => process.keep_ledger(at).map(|_| ()),
             19 => process.fetch_owed(at),
             20 => process.heed(at),
@@ -177,7 +184,7 @@ impl Instance {
         process.turn(at)?;
         process.sync()?;
         process.deliver(at)?;
-        process.checkpoint(at.now)?;
+        self.has_moved |= process.checkpoint(!self.rotten, at)?;
         process.keep_ledger(at)?;
         process.take_over(&mut self.orders, at)?;
         process.fetch_owed(at)?;
@@ -265,7 +272,7 @@ impl Instance {
             }
             2 | 3 if !self.rotten => self.backup = Some(self.disks[0].fork()),
             // Once: rot that meets what was fetched again because of rot is one fault more than is provided for.
-            4 if !self.rotten => {
+            4 if !self.rotten && !self.has_moved => {
                 at.tally.disks_rotten += 1;
                 at.tell(|| format!("{}: disk rots", self.number));
                 bury(at, &self.disks[0]);

@@ -199,11 +199,18 @@ impl Kafka {
 
     /// Partitions of which the group has consumed nothing.
     pub fn unconsumed(&self) -> Vec<i32> {
-        let is_ours = |number: &i32| {
+        let is_unconsumed = |(number, partition): &(i32, &Partition)| {
             let committed = self.group.committed().get(number);
-            committed.is_some_and(|committed| committed.topic == self.topic.id)
+            let ours = committed.filter(|committed| committed.topic == self.topic.id);
+            ours.is_none_or(|ours| self.is_emptied(partition, ours.next))
         };
-        self.topic.numbered().map(|(number, _)| number).filter(|number| !is_ours(number)).collect()
+        self.topic.numbered().filter(is_unconsumed).map(|(number, _)| number).collect()
+    }
+
+    /// Whether retention took all of it, from before `next` was committed: by one who consumes no more, after the next one
+    /// was given the partition without any offset.
+    pub fn is_emptied(&self, partition: &Partition, next: i64) -> bool {
+        next < partition.low && partition.low == partition.end()
     }
 
     /// Partitions that have less than the group has consumed.

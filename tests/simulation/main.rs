@@ -120,6 +120,8 @@ fn seeds_lose_nothing_and_repeat_nothing() {
         // 20,000 seeds have more than a thousand outages.
         assert!(total.outages > seeds / 20, "{total:?}");
         assert!(total.overloads > seeds && total.tables_changed > seeds / 10, "{total:?}");
+        assert!(total.half_away > seeds && total.rows_set_aside > seeds, "{total:?}");
+        assert!(total.came_back > seeds / 100, "{total:?}");
         assert!(total.given_up > seeds / 100, "{total:?}");
         assert!(total.rebalances > seeds && total.repeated > seeds / 10, "{total:?}");
         assert!(total.asked_back > seeds / 4 && total.changed_hands > seeds / 2, "{total:?}");

@@ -5,10 +5,11 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use monasca_persister::aside::Aside;
 use monasca_persister::dead_letters::DeadLetters;
 use monasca_persister::deliver::{DeliverConfig, UnitId};
 use monasca_persister::delivered::DeliveredOffsets;
-use monasca_persister::delivery::Delivery;
+use monasca_persister::delivery::{Delivery, Held};
 use monasca_persister::envelope::{Envelope, TimestampType};
 use monasca_persister::gather::{GatherConfig, Kind, Unit};
 use monasca_persister::ingest::{IngestConfig, Start};
@@ -31,6 +32,7 @@ use crate::group::{MemberId, Offset};
 use crate::kafka::{Kafka, Message};
 use crate::ledger_keeper::{Takeover, ToLedger};
 use crate::mutants::Bug;
+use crate::store;
 use crate::store::TABLE_CHANGED;
 use crate::surroundings::Surroundings;
 
@@ -169,10 +171,17 @@ impl Process {
             batch_bytes_max: 4096,
             message_bytes_max: 4096,
         };
+        let aside = Arc::new(Mutex::new(Aside::default()));
         let look_ahead = LookAhead { rows_max: GATHER_ROWS, freshness: Duration::from_secs(1) };
-        let reader =
-            LogReader::new(wal.clone(), gather, look_ahead, Arc::clone(&memory), delivered)
-                .with_replicas(Arc::new(|series| Some(u64::from(series.as_bytes()[0] % 2))));
+        let reader = LogReader::new(
+            wal.clone(),
+            gather,
+            look_ahead,
+            Arc::clone(&memory),
+            Arc::clone(&delivered),
+        )
+        .with_aside(Arc::clone(&aside))
+        .with_replicas(Arc::new(|series| Some(store::replicas(series))));
         let deliver = DeliverConfig {
             in_flight_max: IN_FLIGHT_MAX,
             needs_flush: !store_loses && dice.one_in(3),
@@ -180,7 +189,8 @@ impl Process {
             ..DeliverConfig::default()
         };
         let delivery =
-            Delivery::new(deliver, wal.clone(), dead_letters.clone(), Arc::clone(&memory));
+            Delivery::new(deliver, wal.clone(), dead_letters.clone(), Arc::clone(&memory))
+                .with_aside(aside, delivered);
         let policy = if goes_on { GapPolicy::Continue } else { GapPolicy::Stop };
         let config = IngestConfig {
             commit_interval: Duration::from_millis(500),
@@ -298,12 +308,12 @@ impl Process {
     }
 
     /// The reader looks ahead and hands over what is complete.
-    pub fn deliver(&mut self, at: &Surroundings) -> Result<(), Died> {
+    pub fn deliver(&mut self, at: &mut Surroundings) -> Result<(), Died> {
         if let Some(positions) = self.reader.missing() {
             let known = self.keeper.log_offsets().next;
-            let owed =
-                offset_trail::cover(&self.disk, &positions, &known, &self.keeper.delivered())
-                    .map_err(Died::of)?;
+            let (told, moved) = (self.keeper.delivered(), self.keeper.holds_moved());
+            let owed = offset_trail::cover(&self.disk, &positions, &known, &told, moved)
+                .map_err(Died::of)?;
             at.tell(|| format!("{}: {positions:?} missing, covered by {owed:?}", self.instance));
             match self.bug {
                 Bug::IgnoreGap => self.reader.owed(),
@@ -314,6 +324,11 @@ impl Process {
                 },
             }
         }
+        if self.delivery.take_come_back() {
+            self.delivery.come_back(at.now).map_err(Died::of)?;
+            at.tally.came_back += 1;
+        }
+        self.reader.come_back_if_wanted();
         if self.delivery.machine().outstanding_rows() < ROWS_HELD
             && let Some(gathered) =
                 self.reader.pull(false, at.now, at.now_ms()).map_err(Died::of)?
@@ -370,17 +385,26 @@ impl Process {
         assert!(dead <= 20.max(taken / 10), "I10: {dead} good dead letters, {taken} rows taken");
     }
 
-    /// The once-a-second duty.
-    pub fn checkpoint(&mut self, now: Duration) -> Result<(), Died> {
+    /// The once-a-second duty. Returns whether records were moved in the log.
+    pub fn checkpoint(&mut self, may_move: bool, at: &mut Surroundings) -> Result<bool, Died> {
         // In the program a thread of its own does it.
         match self.wal.prepare() {
             Ok(_) | Err(wal::WalError::NoSpace { .. }) => {}
             Err(error) => return Err(Died::of(error)),
         }
-        match self.wal.checkpoint(self.hold_back_clock(now)) {
-            Ok(()) | Err(wal::WalError::NoSpace { .. }) => Ok(()),
-            Err(error) => Err(Died::of(error)),
+        match self.wal.checkpoint(self.hold_back_clock(at.now)) {
+            Ok(()) | Err(wal::WalError::NoSpace { .. }) => {}
+            Err(error) => return Err(Died::of(error)),
         }
+        if !may_move {
+            return Ok(false);
+        }
+        let most = Held { rows: ROWS_HELD, bytes: usize::MAX };
+        let cleared = self.delivery.clear_the_way(most, at.now).map_err(Died::of)?;
+        at.tally.rows_set_aside += cleared.rows_set_aside;
+        at.tally.records_moved += cleared.records_moved;
+        self.collect();
+        Ok(cleared.rows_set_aside > 0 || cleared.records_moved > 0)
     }
 
     /// Nothing left to do for it.
@@ -418,7 +442,8 @@ impl Process {
                 &self.disk,
                 &positions,
                 &self.keeper.log_offsets().next,
-                &self.keeper.delivered()
+                &self.keeper.delivered(),
+                self.keeper.holds_moved()
             )),
             self.keeper.is_open(),
             self.reader.missing(),
@@ -462,7 +487,8 @@ pub fn is_consumed(kafka: &Kafka) -> bool {
         let committed = kafka.group.committed().get(&number);
         let is_ours = |committed: &&Offset| committed.topic == kafka.topic.id;
         let is_all = |committed: &Offset| {
-            committed.next == partition.end() && kafka.is_current(number, committed)
+            kafka.is_emptied(partition, committed.next)
+                || committed.next == partition.end() && kafka.is_current(number, committed)
         };
         // Of one that is empty nobody need say anything.
         committed.filter(is_ours).map_or(partition.low == partition.end(), is_all)

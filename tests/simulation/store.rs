@@ -40,8 +40,28 @@ pub enum Mood {
     Well,
     /// It sheds most of them.
     Overloaded,
+    /// One of its two sets of replicas is away.
+    HalfAway,
     /// Somebody changed a table: all measurements are refused, and no answer says that it is not their fault.
     RefusesAll,
+}
+
+/// Which of its sets of replicas keeps a series.
+pub fn replicas(series: &MetricId) -> u64 {
+    u64::from(series.as_bytes()[0] % 2)
+}
+
+/// Whether something of it goes to the second set of replicas.
+fn is_for_the_second(write: &Write<'_>) -> bool {
+    let is_second = |id: &MetricId| replicas(id) == 1;
+    match write {
+        Write::Definitions(definitions) => {
+            definitions.iter().any(|definition| is_second(&definition.series.id))
+        }
+        Write::Measurements { series, .. } => is_second(&series.id),
+        Write::Runs(runs) => runs.iter().any(|run| is_second(&run.series.id)),
+        Write::Alarms(_) => false,
+    }
 }
 
 /// The code of an answer about all rows.
@@ -125,6 +145,9 @@ impl Store {
         }
         if refuses(&write) {
             return Err(StoreError::new(Verdict::Reject, "DB_INVALID_ROW", "refused"));
+        }
+        if self.mood == Mood::HalfAway && is_for_the_second(&write) {
+            return Err(StoreError::new(Verdict::Retry, "DB_UNAVAILABLE", "no replica"));
         }
         let is_shed = self.mood == Mood::Overloaded && !dice.one_in(4);
         if is_shed && dice.one_in(2) {

@@ -51,6 +51,12 @@ tally! {
     overloads,
     tables_changed,
     given_up,
+    /// Spells in which one of the store's sets of replicas is away; rows that left memory because of that, records that were
+    /// moved in the log, and how often what was set aside was read again because the replicas were there.
+    half_away,
+    rows_set_aside,
+    records_moved,
+    came_back,
     /// Outages of three days.
     outages,
     dead_letters,

@@ -127,9 +127,11 @@ impl World {
             0 | 1 => Mood::Overloaded,
             // Then what it could not take is a dead letter, and no disk with dead letters may be lost.
             2 if settings.store_loses => Mood::RefusesAll,
+            3 | 4 => Mood::HalfAway,
             _ => Mood::Well,
         };
         tally.overloads += u64::from(store.mood == Mood::Overloaded);
+        tally.half_away += u64::from(store.mood == Mood::HalfAway);
         tally.tables_changed += u64::from(store.mood == Mood::RefusesAll);
     }
 
