@@ -61,14 +61,14 @@ fn rows_of_a_node_that_is_away_do_not_hold_up_those_of_the_other_however_long_it
     let during = Load::start(&kafka, &site, plan).finish();
     // One in a hundred is poison. What is sent in the same request as a row that fails may wait too.
     let all = u64::try_from(plan.metrics).unwrap();
-    let wanted = (all as f64 * elsewhere * 0.98) as u64;
-    eprintln!("{elsewhere:.2} of the series elsewhere: {wanted} rows");
+    let wanted = all as f64 * elsewhere * 0.98;
+    eprintln!("{elsewhere:.2} of the series elsewhere: {wanted:.0} rows");
     let written = |persister: &Persister| persister.rows_written() - written_before;
     persister.wait("delivered to the other node", Duration::from_secs(60), |persister| {
-        written(persister) >= wanted
+        written(persister) as f64 >= wanted
     });
-    let away_rows = all - wanted;
-    assert!(away_rows > 3 * ROWS_HELD, "{away_rows} rows of the node that is away");
+    let away_rows = all as f64 - wanted;
+    assert!(away_rows > 3.0 * ROWS_HELD as f64, "{away_rows:.0} rows of the node that is away");
     let aside = persister.metric("rows_set_aside_total", "metrics").unwrap();
     assert!(aside > 0.0);
     let (_, what) = persister.health();
