@@ -8,9 +8,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use storage::definitions::DefinitionMemory;
-use storage::{Definition, MetricId, StoreError};
+use storage::{Definition, MetricId, StoreError, Verdict};
 use wal::{Chunk, Fs, Position, ReadOutcome, Wal, WalError};
 
+use crate::batch_limit::BatchLimit;
 use crate::dead_letters::{DeadLetter, DeadLetterError, DeadLetters};
 use crate::deliver::{Deliver, DeliverConfig, Effect, Event, GatherId, Lane, UnitId, UnitPlan};
 use crate::envelope::Envelope;
@@ -72,6 +73,7 @@ pub struct Delivery<F: Fs> {
     dead_lettered: BTreeMap<String, u64>,
     effects: Vec<Effect>,
     elsewhere: Elsewhere,
+    batch_limit: Arc<BatchLimit>,
 }
 
 impl<F: Fs> Delivery<F> {
@@ -105,7 +107,15 @@ impl<F: Fs> Delivery<F> {
             dead_lettered: BTreeMap::new(),
             effects: Vec::new(),
             elsewhere: Elsewhere::default(),
+            batch_limit: Arc::default(),
         }
+    }
+
+    /// Tells who makes requests how large they may be.
+    #[must_use]
+    pub fn with_batch_limit(mut self, batch_limit: Arc<BatchLimit>) -> Self {
+        self.batch_limit = batch_limit;
+        self
     }
 
     /// Sends no faster than `pace` lets all who share it.
@@ -162,6 +172,13 @@ impl<F: Fs> Delivery<F> {
         outcome: Result<(), StoreError>,
         now: Duration,
     ) -> Result<(), WalError> {
+        if let Err(StoreError { verdict: Verdict::Split, .. }) = &outcome
+            && let Some(rows) = self.units.get(&unit).filter(|rows| rows.rows() > 1)
+            // Those of definitions are few, and of another kind.
+            && !matches!(rows.as_ref(), Unit::Definitions(_))
+        {
+            self.batch_limit.too_large(rows.as_write().wire_bytes());
+        }
         self.machine.on(Event::Done { unit, outcome }, now, &mut self.effects);
         self.carry_out(now)
     }

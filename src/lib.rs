@@ -11,6 +11,7 @@
 //! turns bytes into rows is a plain function: [`decode`], [`gather`], [`envelope`]. The rest is thin drivers.
 
 pub mod aside;
+pub mod batch_limit;
 pub mod breaker;
 pub mod cli;
 pub mod clock;

@@ -11,6 +11,7 @@ use storage::definitions::DefinitionMemory;
 use wal::{Chunk, Fs, GapReason, Position, ReadOutcome, Reader, Wal, WalError};
 
 use crate::aside::Aside;
+use crate::batch_limit::BatchLimit;
 use crate::config::ExpiredBacklog;
 use crate::delivered::{DeliveredOffsets, StretchOffsets};
 use crate::envelope::Envelope;
@@ -63,6 +64,7 @@ pub struct LogReader<F: Fs> {
     /// What was missing at the last look, until somebody owes it.
     missing: Option<Range<Position>>,
     delivered: Arc<Mutex<DeliveredOffsets>>,
+    batch_limit: Arc<BatchLimit>,
     aside: Arc<Mutex<Aside>>,
     /// The next stretch that is left out, as it was when the chunk was read.
     left_out: Option<Range<Position>>,
@@ -96,9 +98,17 @@ impl<F: Fs> LogReader<F> {
             gaps: Vec::new(),
             missing: None,
             delivered,
+            batch_limit: Arc::default(),
             aside: Arc::default(),
             left_out: None,
         }
+    }
+
+    /// Makes no request that is larger than this.
+    #[must_use]
+    pub fn with_batch_limit(mut self, batch_limit: Arc<BatchLimit>) -> Self {
+        self.batch_limit = batch_limit;
+        self
     }
 
     /// Leaves out what is put there, until it begins anew.
@@ -255,8 +265,9 @@ impl<F: Fs> LogReader<F> {
     }
 
     fn take_chunk(&mut self, now: Duration, now_ms: i64) {
-        let (gather, _) =
-            self.gather.get_or_insert_with(|| (Gather::new(self.config, self.next), now));
+        let batch_bytes_max = self.config.batch_bytes_max.min(self.batch_limit.bytes_max());
+        let config = GatherConfig { batch_bytes_max, ..self.config };
+        let (gather, _) = self.gather.get_or_insert_with(|| (Gather::new(config, self.next), now));
         let mut offsets = lock(&self.delivered).stretch();
         let left_out = self.left_out.as_ref().map(|left_out| left_out.start);
         for (position, record) in self.chunk.iter() {

@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use wal::{Committer, DiskFs, Position, Wal, WalConfig, WalError};
 
 use crate::aside::Aside;
+use crate::batch_limit::BatchLimit;
 use crate::breaker::BreakerState;
 use crate::clock::wall_ms;
 use crate::config::{Config, PipelineSpec};
@@ -295,6 +296,7 @@ impl Pipeline {
         // Handed over, not queued: one gather is being delivered, one collected, and no third takes memory.
         let (gathers, incoming) = crossbeam_channel::bounded(0);
         let aside = Arc::new(Mutex::new(Aside::default()));
+        let batch_limit = Arc::new(BatchLimit::default());
         let reader = {
             let gather_config = GatherConfig {
                 kind,
@@ -316,6 +318,7 @@ impl Pipeline {
                 Arc::clone(&delivered),
             )
             .with_aside(Arc::clone(&aside))
+            .with_batch_limit(Arc::clone(&batch_limit))
             .with_expired(config.expired_backlog)
             .with_replicas(Arc::new(move |series| store.replicas(series)));
             let damage = Damage { dir: log_dir(name, config), delivered: Arc::clone(&delivered) };
@@ -359,6 +362,7 @@ impl Pipeline {
                 memory,
             )
             .with_aside(aside, delivered)
+            .with_batch_limit(batch_limit)
             .with_pace(surroundings.pace.clone()),
             turn: match kind {
                 Kind::Alarms => Turn::First(surroundings.precedence.claim()),

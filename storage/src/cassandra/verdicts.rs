@@ -262,7 +262,7 @@ log lines (`code`), in `/api/v1/status`, whose hint is the next step below, and 
 
 - *retry*: sent again for ever, after growing random waits of up to 30 s. After five failures in a row without a success
   the store is not asked any more, but for one request at a time, after half a second to 15 s.
-- *split*: sent again as two halves, down to single rows.
+- *split*: sent again as two halves, down to single rows. Later requests are made no larger than a half.
 - *wait*: a person must act. The store is asked at once only by such single requests. Nothing is dropped: rows stay in the
   log, and delivery goes on by itself when one request succeeds.
 - *reject*: halved like *split* until the row is found; that row's message becomes a dead letter with the code.
