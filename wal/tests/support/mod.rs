@@ -570,8 +570,11 @@ impl Run {
             let outcome = if self.random.one_in(2) {
                 life.wal.relocate_stuck()
             } else {
-                // Any of them, also before it is durable: then it stays, and all behind it.
-                left.retain(|_| self.random.one_in(3));
+                // Any stretch, also before it is durable: then it stays. One stretch, because a CURSOR has room for so many
+                // ranges and no more.
+                let first = self.random.below(left.len() as u64 + 1);
+                let count = self.random.below(left.len() as u64 + 1);
+                left = left.into_iter().skip(first as usize).take(count as usize).collect();
                 let ranges: Vec<_> = left
                     .iter()
                     .map(|position| Position::new(*position)..Position::new(position + 1))
