@@ -64,7 +64,10 @@ impl Deliver {
             return false;
         }
         let away = self.away(now);
-        let (mut rows, mut are_others) = (0_usize, self.breaker.state() == BreakerState::Closed);
+        // Others may be there, and find no room to be asked. Once: with the whole store away there is always more.
+        let are_others =
+            self.breaker.state() == BreakerState::Closed || self.aside.rows_unanswered < half;
+        let mut rows = 0_usize;
         for state in self.units.values() {
             if away.lanes.contains(&state.lane) {
                 rows = rows.saturating_add(state.rows);
@@ -73,9 +76,6 @@ impl Deliver {
                 for follower in state.followers.iter().filter_map(|(_, id)| self.units.get(id)) {
                     if !away.lanes.contains(&follower.lane) {
                         rows = rows.saturating_add(follower.rows);
-                        // Nobody has asked these replicas: what waits behind for them may find them there. Once: with the
-                        // whole store away there is always more that was not asked.
-                        are_others |= self.aside.rows_unanswered < half;
                     }
                 }
             }
