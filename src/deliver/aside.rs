@@ -23,6 +23,13 @@ struct Away {
     definitions: bool,
 }
 
+impl Away {
+    /// Whether these are definitions, and some of those that they go to are away.
+    fn has_nobody(&self, state: &UnitState) -> bool {
+        state.is_definition && (self.definitions || state.attempts >= AWAY_ATTEMPTS)
+    }
+}
+
 /// What became of rows that were set aside.
 #[derive(Debug, Default)]
 pub(super) struct AsideState {
@@ -72,7 +79,7 @@ impl Deliver {
             if away.lanes.contains(&state.lane) {
                 rows = rows.saturating_add(state.rows);
             }
-            if self.has_nobody(state, &away) {
+            if away.has_nobody(state) {
                 for follower in state.followers.iter().filter_map(|(_, id)| self.units.get(id)) {
                     if !away.lanes.contains(&follower.lane) {
                         rows = rows.saturating_add(follower.rows);
@@ -90,11 +97,6 @@ impl Deliver {
         let mut lanes: BTreeSet<Lane> =
             self.lanes.iter().filter(|(_, state)| is_away(state)).map(|(lane, _)| *lane).collect();
         Away { definitions: lanes.remove(&Lane::Definitions), lanes }
-    }
-
-    /// Whether these are definitions, and some of those that they go to are away.
-    fn has_nobody(&self, state: &UnitState, away: &Away) -> bool {
-        state.is_definition && (away.definitions || state.attempts >= AWAY_ATTEMPTS)
     }
 
     /// Sets the rows of replicas that are away aside, but one request to each.
@@ -133,11 +135,10 @@ impl Deliver {
         }
         let mut definition_probed = false;
         for id in &ids {
-            let Some(state) = self.units.get(id) else { continue };
-            if !self.has_nobody(state, &away) || state.followers.is_empty() {
+            let Some(state) = self.units.get_mut(id) else { continue };
+            if !away.has_nobody(state) || state.followers.is_empty() {
                 continue;
             }
-            let Some(state) = self.units.get_mut(id) else { continue };
             let mut followers = state.followers.iter().map(|(_, follower)| *follower);
             if state.is_in_flight || !std::mem::replace(&mut definition_probed, true) {
                 state.is_probe = true;
@@ -156,10 +157,6 @@ impl Deliver {
             return;
         }
         self.aside.is_any = true;
-        self.waiting.retain(|(_, unit)| !leaving.contains(unit));
-        for lane in self.lanes.values_mut() {
-            lane.ready.retain(|unit| !leaving.contains(unit));
-        }
         let mut needless: Vec<UnitId> = Vec::new();
         for (id, state) in &mut self.units {
             let before = state.followers.len();
@@ -172,9 +169,11 @@ impl Deliver {
         }
         // They are asked for again with the rows that need them.
         needless.sort_unstable();
-        self.waiting.retain(|(_, unit)| !needless.contains(unit));
+        let stays =
+            |unit: &UnitId| !leaving.contains(unit) && needless.binary_search(unit).is_err();
+        self.waiting.retain(|(_, unit)| stays(unit));
         for lane in self.lanes.values_mut() {
-            lane.ready.retain(|unit| !needless.contains(unit));
+            lane.ready.retain(stays);
         }
         for unit in needless {
             self.remove_unit(unit);

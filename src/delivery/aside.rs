@@ -137,20 +137,22 @@ impl<F: Fs> Delivery<F> {
         }
         leaving.sort_unstable();
         leaving.dedup();
-        let mut ranges: Vec<Range<Position>> = Vec::new();
-        for position in leaving {
-            let Some(end) = position.offset_by(1) else { continue };
-            match ranges.last_mut() {
-                _ if self.wal.is_acked(position) => {}
-                Some(last) if last.end == position => last.end = end,
-                _ => ranges.push(position..end),
-            }
-        }
-        // The reader must not come upon them in their new place before it knows.
-        let mut aside = lock(&self.elsewhere.aside);
-        let moved = self.wal.move_to_head(&ranges)?;
-        moved.to.into_iter().for_each(|stretch| aside.add(stretch));
+        let left = leaving.into_iter().filter(|position| !self.wal.is_acked(*position));
+        let each = left.filter_map(|position| Some(position..position.offset_by(1)?));
+        let each: Vec<Range<Position>> = each.collect();
+        self.move_to_aside(&mut lock(&self.elsewhere.aside), &each)?;
         Ok(())
+    }
+
+    /// `aside` is locked meanwhile: the reader must not come upon them in their new place before it knows.
+    fn move_to_aside(
+        &self,
+        aside: &mut Aside,
+        positions: &[Range<Position>],
+    ) -> Result<u64, WalError> {
+        let moved = self.wal.move_to_head(positions)?;
+        moved.to.into_iter().for_each(|stretch| aside.add(stretch));
+        Ok(moved.records)
     }
 
     /// When space is short, what is set aside must not keep that of all after it. Returns how many records were moved.
@@ -165,8 +167,6 @@ impl<F: Fs> Delivery<F> {
         }
         let Some(oldest) = self.wal.oldest_finished() else { return Ok(0) };
         let in_the_way = aside.take_before(oldest.end);
-        let moved = self.wal.move_to_head(&in_the_way)?;
-        moved.to.into_iter().for_each(|stretch| aside.add(stretch));
-        Ok(moved.records)
+        self.move_to_aside(&mut aside, &in_the_way)
     }
 }

@@ -110,13 +110,19 @@ fn what_was_set_aside_comes_back_when_its_replicas_answer_and_not_more_often_tha
 }
 
 #[test]
-fn nothing_is_set_aside_while_the_whole_store_is_away() {
+fn an_outage_of_the_whole_store_sets_aside_what_memory_holds_once_and_nothing_more() {
     let mut machine = Deliver::new(DeliverConfig::default());
     let units =
         (0..20_u32).map(|record| to(u64::from(record % 2), 100 + u64::from(record), record));
     let effects = gather(&mut machine, 1, units.collect(), SECOND);
     pass(&mut machine, effects, (SECOND, 30 * SECOND), |_| true);
     assert_eq!(set_aside(&make_room(&mut machine, 1, 30 * SECOND)), [] as [u64; 0]);
+    // But for once: nobody can know that there are no others.
+    let held = machine.outstanding_rows();
+    assert_eq!(set_aside(&make_room(&mut machine, held, 30 * SECOND)).len(), held - 2);
+    let units = (0..200_u32).map(|record| to(0, 5_000_000 + u64::from(record), record));
+    gather(&mut machine, 2, units.collect(), 30 * SECOND);
+    assert_eq!(set_aside(&make_room(&mut machine, held, 30 * SECOND)), [] as [u64; 0]);
 }
 
 #[test]

@@ -277,7 +277,7 @@ A retry or reject that is *perhaps* of all rows is judged by its neighbours: see
 const OTHERS: &str = "\
 | `DB_INSECURE` | - | At the start: a password goes over plain text, or verification of TLS is switched off. | Use `store.cassandra.protocol: tls`, or verify again. |
 | `DB_NODE_LOST_ROWS` | - | A node started anew, and may have lost what it confirmed just before. | Nothing: the last `wal.hold_back` is delivered again. |
-| `STORE_PARTLY_AWAY` | - | Some replicas have been away for long while others answer, and the rows for them fill half of what may be held in memory: they are put behind all others in the log. | Bring nodes back (`nodetool status`): they are delivered then. |
+| `STORE_PARTLY_AWAY` | - | Some replicas have been away for long while others answer, and the rows for them fill half of what may be held in memory: they are put behind all others in the log. In an outage of the whole store this may be said once. | Bring nodes back (`nodetool status`): they are delivered then. |
 ";
 
 const MIDDLE: &str = "
