@@ -1,5 +1,6 @@
 //! Two nodes without copies of each other's rows, and one of them is away.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -9,30 +10,31 @@ use scylla::client::session::Session;
 use scylla::client::session_builder::SessionBuilder;
 
 use crate::audit;
-use crate::load::{Load, Plan};
+use crate::load::{Expected, Load, Plan, Sent};
 use crate::persister::{Persister, Site};
 
 const SERIES: usize = 150;
 /// Rows that may be held in memory: a small part of what the node that is away is to be sent.
 const ROWS_HELD: u64 = 4_000;
 
-/// Which part of the series the nodes that are not at `away` keep.
-fn share_elsewhere(site: &Site, away: IpAddr) -> f64 {
+/// Hosts whose series the nodes that are not at `away` keep.
+fn hosts_elsewhere(site: &Site, away: IpAddr) -> BTreeSet<String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let session: Session =
             SessionBuilder::new().known_node(&site.contact_point).build().await.unwrap();
-        let query = format!("SELECT DISTINCT metric_id FROM {}.measurements", site.keyspace);
+        let query = format!("SELECT metric_id, dimensions FROM {}.metrics", site.keyspace);
         let rows = session.query_iter(query, ()).await.unwrap();
-        let ids: Vec<(Vec<u8>,)> = rows.rows_stream().unwrap().try_collect().await.unwrap();
-        assert!(ids.len() >= SERIES, "{} of {SERIES}", ids.len());
+        let series: Vec<(Vec<u8>, Vec<String>)> =
+            rows.rows_stream().unwrap().try_collect().await.unwrap();
         let cluster = session.get_cluster_state();
         let is_elsewhere = |id: &Vec<u8>| {
             let replicas = cluster.get_endpoints(&site.keyspace, "measurements", &(id,)).unwrap();
             replicas.iter().all(|(node, _)| node.address.ip() != away)
         };
-        let elsewhere = ids.iter().filter(|(id,)| is_elsewhere(id)).count();
-        elsewhere as f64 / ids.len() as f64
+        let host = |dimension: &String| dimension.strip_prefix("hostname\t").map(str::to_owned);
+        let elsewhere = series.iter().filter(|(id, _)| is_elsewhere(id));
+        elsewhere.filter_map(|(_, dimensions)| dimensions.iter().find_map(host)).collect()
     })
 }
 
@@ -50,8 +52,9 @@ fn rows_of_a_node_that_is_away_do_not_hold_up_those_of_the_other_however_long_it
     let before = Load::start(&kafka, &site, plan).finish();
     persister.wait_delivered(Duration::from_secs(60)).unwrap();
     let away: std::net::SocketAddr = second.contact_point().parse().unwrap();
-    let elsewhere = share_elsewhere(&site, away.ip());
-    assert!((0.1..=0.9).contains(&elsewhere), "{elsewhere}");
+    let elsewhere = hosts_elsewhere(&site, away.ip());
+    // Each series has a host of its own.
+    assert!((SERIES / 10..=SERIES * 9 / 10).contains(&elsewhere.len()), "{elsewhere:?}");
 
     // The descriptions of series are delivered again with what the hold-back covers, and some of them go to that node.
     std::thread::sleep(Duration::from_secs(6));
@@ -59,16 +62,20 @@ fn rows_of_a_node_that_is_away_do_not_hold_up_those_of_the_other_however_long_it
     let written_before = persister.rows_written();
     let plan = Plan { metrics: 39_000, alarms: 0, per_s: 2_500, later_ms: 100_000, ..plan };
     let during = Load::start(&kafka, &site, plan).finish();
-    // One in a hundred is poison. What is sent in the same request as a row that fails may wait too.
-    let all = u64::try_from(plan.metrics).unwrap();
-    let wanted = all as f64 * elsewhere * 0.98;
-    eprintln!("{elsewhere:.2} of the series elsewhere: {wanted:.0} rows");
+    let is_measured = |sent: &&Sent| matches!(sent.expected, Expected::Measurement { .. });
+    let is_elsewhere = |sent: &&Sent| match &sent.expected {
+        Expected::Measurement { host, .. } => elsewhere.contains(host),
+        _ => false,
+    };
+    let all = during.values().filter(is_measured).count() as u64;
+    let wanted = during.values().filter(is_elsewhere).count() as u64;
+    eprintln!("{wanted} of {all} rows are for the other node");
     let written = |persister: &Persister| persister.rows_written() - written_before;
     persister.wait("delivered to the other node", Duration::from_secs(60), |persister| {
-        written(persister) as f64 >= wanted
+        written(persister) >= wanted
     });
-    let away_rows = all as f64 - wanted;
-    assert!(away_rows > 3.0 * ROWS_HELD as f64, "{away_rows:.0} rows of the node that is away");
+    let away_rows = all - wanted;
+    assert!(away_rows > 3 * ROWS_HELD, "{away_rows} rows of the node that is away");
     let aside = persister.metric("rows_set_aside_total", "metrics").unwrap();
     assert!(aside > 0.0);
     let (_, what) = persister.health();
