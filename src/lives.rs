@@ -3,7 +3,8 @@
 //! A node acknowledges rows before its own commit log is synced, and may lack its last ones when it starts again. It is
 //! noticed in three ways: it answers in another life; it does not answer any more, whatever is the reason; or it does not
 //! answer at the start, although it did before. Each of them once: what comes back in the life in which it went has
-//! lost nothing. One that answers for the first time when a node could have started again since the start may have done
+//! lost nothing. Whoever does not know who was there before the start takes it for a loss at once, because what goes out
+//! again is least then. One that answers for the first time when a node could have started again since the start may have done
 //! so after it had confirmed rows.
 //!
 //! Losses that follow each other within half a hold-back are dealt with together at its end: what goes out again because of
@@ -38,6 +39,12 @@ pub struct Loss {
     pub seen: Option<Duration>,
 }
 
+/// What the next start must know until the nodes are known: rows may have been confirmed by some that nobody saw.
+#[must_use]
+pub fn unknown() -> BTreeMap<String, i64> {
+    BTreeMap::from([("unknown".to_owned(), 0)])
+}
+
 /// The nodes.
 #[derive(Debug)]
 pub struct Lives {
@@ -52,15 +59,20 @@ pub struct Lives {
 }
 
 impl Lives {
-    /// Nodes that were known before the start, with their lives. One that does not answer for a quarter of the hold-back,
-    /// ten seconds at most, is away.
+    /// Nodes that were known before the start, with their lives, or [`unknown`]. One that does not answer for a quarter of
+    /// the hold-back, ten seconds at most, is away.
     #[must_use]
     pub fn new(before: BTreeMap<String, i64>, hold_back: Duration, now: Duration) -> Self {
         let away_after = (hold_back / 4).clamp(AWAY_AFTER_LEAST, AWAY_AFTER);
         let known = |life| Known { life: Some(life), seen: None, is_away: false };
+        let pending = (before == unknown()).then(|| Loss {
+            restarted: Vec::new(),
+            away: before.keys().cloned().collect(),
+            seen: None,
+        });
+        let before = if pending.is_some() { BTreeMap::new() } else { before };
         let nodes = before.into_iter().map(|(node, life)| (node, known(life))).collect();
-        let (pending, dealt_with) = (None, None);
-        Self { nodes, started: now, away_after, hold_back, pending, dealt_with }
+        Self { nodes, started: now, away_after, hold_back, pending, dealt_with: None }
     }
 
     /// Takes the answers of a round that began at `asked` and ended at `now`. Returns a loss that is to be dealt with now.
@@ -212,6 +224,17 @@ mod tests {
         assert_eq!(round(&mut away, 9, &[]), None);
         let loss = round(&mut away, 10, &[]).unwrap();
         assert_eq!((loss.away, loss.seen), (vec!["a".to_owned()], None));
+    }
+
+    #[test]
+    fn who_confirmed_rows_before_the_start_and_is_not_known_may_have_lost_them() {
+        let mut lives = Lives::new(unknown(), 60 * SECOND, Duration::ZERO);
+        assert_eq!((lives.present(), lives.watched_until(Duration::ZERO)), (None, None));
+        // Before this process has delivered much itself, and whether or not anybody answers.
+        let loss = lives.on(&[], Duration::ZERO, Duration::ZERO).unwrap();
+        assert_eq!((loss.restarted.len(), loss.away.len(), loss.seen), (0, 1, None));
+        assert_eq!(round(&mut lives, 1, &[life("a", 7)]), None, "once");
+        assert_eq!(lives.present().unwrap().len(), 1);
     }
 
     #[test]

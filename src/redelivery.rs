@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::wall_ms;
 use crate::config::Config;
 use crate::definitions::Definitions;
-use crate::lives::{Lives, Loss};
+use crate::lives::{Lives, Loss, unknown};
 use crate::sync::lock;
 use crate::whole_file;
 
@@ -117,11 +117,6 @@ impl Redelivery {
             records: self.records.load(Ordering::Relaxed),
         }
     }
-}
-
-/// A node that never answers: it counts as away soon.
-fn unknown() -> BTreeMap<String, i64> {
-    BTreeMap::from([("unknown".to_owned(), 0)])
 }
 
 /// The running thread.

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use monasca_persister::lives;
 use monasca_persister::offset_ranges::OffsetRange;
 use wal::Fs as _;
 use wal::sim::{CrashLevel, SimDisk};
@@ -32,7 +33,7 @@ pub struct Instance {
     pub is_gone: bool,
     /// Instances that it is to take over from.
     pub orders: BTreeSet<usize>,
-    /// The store's nodes and their lives, in a file of its own; until they are known, one that never answers.
+    /// The store's nodes and their lives, in a file of its own; until they are known, what says so.
     lives: Option<BTreeMap<String, i64>>,
 }
 
@@ -114,7 +115,7 @@ impl Instance {
             self.rotten,
             &self.lives.clone().unwrap_or_default(),
         )?;
-        self.lives.get_or_insert_with(|| BTreeMap::from([("unknown".to_owned(), 0)]));
+        self.lives.get_or_insert_with(lives::unknown);
         if at.settings.store_loses {
             // It asks before anything is delivered.
             process.watch(at)?;
