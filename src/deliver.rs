@@ -150,6 +150,11 @@ pub enum Event {
         /// Its halves.
         halves: [UnitPlan; 2],
     },
+    /// Definitions that others have written meanwhile: nothing waits for them any more, unless they are on their way.
+    Needless {
+        /// Their unit.
+        unit: UnitId,
+    },
     /// A flush ended.
     Flushed {
         /// Whether it succeeded.
@@ -340,6 +345,7 @@ impl Deliver {
             }
             Event::Done { unit, outcome } => self.done(unit, outcome, now, effects),
             Event::Halves { unit, halves } => self.halves(unit, halves),
+            Event::Needless { unit } => self.needless(unit, effects),
             Event::Flushed { ok } => self.flushed(ok, now, effects),
             Event::StartOver => self.start_over(effects),
             Event::MakeRoom { rows_held_max } => self.make_room(rows_held_max, now, effects),
@@ -597,6 +603,23 @@ impl Deliver {
         } else {
             self.finish(state.gather, &state.records, now, effects);
         }
+    }
+
+    fn needless(&mut self, unit: UnitId, effects: &mut Vec<Effect>) {
+        if self.units.get(&unit).is_none_or(|state| !state.is_definition || state.is_in_flight) {
+            return;
+        }
+        let Some(state) = self.remove_unit(unit) else { return };
+        self.lane(state.lane).ready.retain(|ready| *ready != unit);
+        self.waiting.retain(|(_, waiting)| *waiting != unit);
+        if state.is_probe {
+            self.probe_answered();
+        }
+        self.blocked = self.blocked.saturating_sub(state.followers.len());
+        for (_, follower) in state.followers {
+            self.get_ready(follower);
+        }
+        effects.push(Effect::Forget { unit, written: false });
     }
 
     fn store_answers(&mut self, effects: &mut Vec<Effect>) {

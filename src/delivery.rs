@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use storage::definitions::DefinitionMemory;
+use storage::definitions::{DefinitionMemory, Need};
 use storage::{Definition, MetricId, StoreError, Verdict};
 use wal::{Chunk, Fs, Position, ReadOutcome, Wal, WalError};
 
@@ -56,8 +56,10 @@ pub struct Delivery<F: Fs> {
     units: HashMap<UnitId, Arc<Unit>>,
     unit_bytes: usize,
     starts: BTreeMap<GatherId, Position>,
-    /// When definitions on their way were stamped.
+    /// When definitions that are to be written were stamped.
     stamped: HashMap<UnitId, Duration>,
+    /// Some were written since it was last looked which of the others are needless now.
+    has_defined: bool,
     needs_flush: bool,
     /// Definitions that the store confirmed and no flush has made durable; then those of the flush under way.
     unflushed: Vec<(MetricId, Duration)>,
@@ -95,6 +97,7 @@ impl<F: Fs> Delivery<F> {
             unit_bytes: 0,
             starts: BTreeMap::new(),
             stamped: HashMap::new(),
+            has_defined: false,
             unflushed: Vec::new(),
             flushing: Vec::new(),
             requests: Vec::new(),
@@ -301,6 +304,7 @@ impl<F: Fs> Delivery<F> {
             for effect in std::mem::take(&mut self.effects) {
                 self.carry_out_one(effect, now)?;
             }
+            self.drop_needless(now);
             self.move_leaving()?;
             self.keep_letters(now)?;
             if self.effects.is_empty() {
@@ -337,6 +341,7 @@ impl<F: Fs> Delivery<F> {
                     for definition in definitions {
                         self.remember(definition, now.saturating_sub(stamped), now);
                     }
+                    self.has_defined = true;
                 }
             }
             Effect::DeadLetter { unit, gather, code, detail } => {
@@ -365,6 +370,28 @@ impl<F: Fs> Delivery<F> {
             self.unflushed.push((id, now));
         } else {
             memory.safe(&id, now);
+        }
+    }
+
+    /// Two stretches of the log that are under way together need the same definitions. Once is enough.
+    fn drop_needless(&mut self, now: Duration) {
+        if !std::mem::take(&mut self.has_defined) {
+            return;
+        }
+        let memory = lock(&self.memory);
+        let is_known = |definition: &Definition| {
+            memory.need(&definition.series.id, definition.updated_at_ms) == Need::No
+        };
+        let is_needless = |unit: &UnitId| match self.units.get(unit).map(AsRef::as_ref) {
+            Some(Unit::Definitions(definitions)) => definitions.iter().all(is_known),
+            _ => false,
+        };
+        let mut needless: Vec<UnitId> =
+            self.stamped.keys().filter(|unit| is_needless(unit)).copied().collect();
+        drop(memory);
+        needless.sort_unstable();
+        for unit in needless {
+            self.machine.on(Event::Needless { unit }, now, &mut self.effects);
         }
     }
 

@@ -116,6 +116,28 @@ fn measurements_wait_for_their_definition() {
 }
 
 #[test]
+fn definitions_that_others_wrote_meanwhile_are_not_sent_and_what_waited_for_them_goes() {
+    let one_at_a_time = DeliverConfig { in_flight_max: 1, ..DeliverConfig::default() };
+    let definition = |id| UnitPlan { is_definition: true, ..plan(id, &[]) };
+    let follower = |id, of| UnitPlan { after: Some((UnitId(of), 0)), ..plan(id, &[0]) };
+    let units = vec![definition(1), definition(2), follower(3, 1), follower(4, 2)];
+    let (mut machine, effects) = with(one_at_a_time, 1, units);
+    assert_eq!(effects, [Effect::Write(UnitId(1))]);
+    let mut effects = Vec::new();
+    // The first is on its way: its answer is waited for.
+    for unit in [UnitId(1), UnitId(2), UnitId(3)] {
+        machine.on(Event::Needless { unit }, SECOND, &mut effects);
+    }
+    assert_eq!(effects, [Effect::Forget { unit: UnitId(2), written: false }]);
+    let effects = done(&mut machine, 1, Ok(()), SECOND);
+    assert!(effects.contains(&Effect::Write(UnitId(4))), "{effects:?}");
+    let effects = done(&mut machine, 4, Ok(()), SECOND);
+    assert!(effects.contains(&Effect::Write(UnitId(3))), "{effects:?}");
+    let counts = machine.counts();
+    assert_eq!((counts.requests_ok, counts.rows_written), (2, 1));
+}
+
+#[test]
 fn a_definition_that_can_never_be_stored_makes_dead_letters_of_its_measurements() {
     let definition = UnitPlan { is_definition: true, rows: 1, ..plan(1, &[]) };
     let follower = UnitPlan { after: Some((UnitId(1), 0)), ..plan(2, &[0]) };
