@@ -16,9 +16,11 @@ use crate::dead_letters::DeadLetter;
 use crate::decode;
 use crate::envelope::{EffectiveTime, Envelope};
 
+mod known;
 mod requests;
 mod units;
 
+pub use known::KnownSeries;
 use requests::{Few, alarm_units, definitions, series_bytes};
 pub use units::{Planned, RecordRef, Records, Unit};
 
@@ -166,6 +168,7 @@ pub struct Gather {
     start: Position,
     outstanding: Vec<u32>,
     series: HashMap<MetricId, SeriesRows>,
+    known: KnownSeries,
     alarms: Vec<(AlarmTransition, Order, RecordRef)>,
     dead: Vec<(RecordRef, DeadLetter)>,
     counts: GatherCounts,
@@ -181,11 +184,24 @@ impl Gather {
             start,
             outstanding: Vec::new(),
             series: HashMap::new(),
+            known: KnownSeries::default(),
             alarms: Vec::new(),
             dead: Vec::new(),
             counts: GatherCounts::default(),
             bytes: 0,
         }
+    }
+
+    /// Takes what is known of series from earlier gathers.
+    #[must_use]
+    pub fn with_known(mut self, known: KnownSeries) -> Self {
+        self.known = known;
+        self
+    }
+
+    /// What is known of series, for the next gather.
+    pub fn take_known(&mut self) -> KnownSeries {
+        std::mem::take(&mut self.known)
     }
 
     /// Position after the last record taken.
@@ -303,9 +319,9 @@ impl Gather {
             let Some(stamp) = self.stamp(time, now_ms) else { return };
             let id = metric.id(self.config.scheme);
             let entry = self.series.entry(id).or_insert_with(|| {
-                let series = metric.to_series(id);
+                let series = self.known.get(id, || metric.to_series(id));
                 self.bytes = self.bytes.saturating_add(series_bytes(&series));
-                SeriesRows { series: Arc::new(series), rows: Vec::new() }
+                SeriesRows { series, rows: Vec::new() }
             });
             let before = entry.rows.capacity();
             if entry.rows.len() == before {

@@ -15,7 +15,7 @@ use crate::batch_limit::BatchLimit;
 use crate::config::ExpiredBacklog;
 use crate::delivered::{DeliveredOffsets, StretchOffsets};
 use crate::envelope::Envelope;
-use crate::gather::{Gather, GatherConfig, Gathered, Replicas};
+use crate::gather::{Gather, GatherConfig, Gathered, KnownSeries, Replicas};
 use crate::sync::lock;
 
 mod again;
@@ -23,7 +23,7 @@ mod again;
 /// Bytes read from the log at a time.
 const CHUNK_BYTES: usize = 1 << 20;
 /// A gather ends when it takes so many bytes of memory.
-const GATHER_BYTES_MAX: usize = 20 << 20;
+const GATHER_BYTES_MAX: usize = 32 << 20;
 
 /// When a gather is complete.
 #[derive(Debug, Clone, Copy)]
@@ -59,6 +59,7 @@ pub struct LogReader<F: Fs> {
     look_ahead: LookAhead,
     memory: Arc<Mutex<DefinitionMemory>>,
     gather: Option<(Gather, Duration)>,
+    known: KnownSeries,
     next: Position,
     gaps: Vec<LogGap>,
     /// What was missing at the last look, until somebody owes it.
@@ -94,6 +95,7 @@ impl<F: Fs> LogReader<F> {
             look_ahead,
             memory,
             gather: None,
+            known: KnownSeries::default(),
             next,
             gaps: Vec::new(),
             missing: None,
@@ -267,7 +269,10 @@ impl<F: Fs> LogReader<F> {
     fn take_chunk(&mut self, now: Duration, now_ms: i64) {
         let batch_bytes_max = self.config.batch_bytes_max.min(self.batch_limit.bytes_max());
         let config = GatherConfig { batch_bytes_max, ..self.config };
-        let (gather, _) = self.gather.get_or_insert_with(|| (Gather::new(config, self.next), now));
+        let (gather, _) = self.gather.get_or_insert_with(|| {
+            let known = std::mem::take(&mut self.known);
+            (Gather::new(config, self.next).with_known(known), now)
+        });
         let mut offsets = lock(&self.delivered).stretch();
         let left_out = self.left_out.as_ref().map(|left_out| left_out.start);
         for (position, record) in self.chunk.iter() {
@@ -298,7 +303,8 @@ impl<F: Fs> LogReader<F> {
     }
 
     fn finish(&mut self, now: Duration, now_ms: i64) -> Option<Gathered> {
-        let (gather, _) = self.gather.take()?;
+        let (mut gather, _) = self.gather.take()?;
+        self.known = gather.take_known();
         let memory = lock(&self.memory);
         Some(Gathered { finished: now, ..gather.finish(&memory, &self.replicas, now_ms) })
     }
