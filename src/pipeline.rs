@@ -746,7 +746,7 @@ impl DeliverStage {
                 self.wal
                     .checkpoint(self.view.redelivery.hold_back_clock(now))
                     .context("checkpoint log")?;
-                self.clear_the_way(now)?;
+                self.clear_the_way(&mut told, now)?;
             }
             if self.delivery.is_idle() || now >= publish_at {
                 publish_at = now.saturating_add(PUBLISH_INTERVAL);
@@ -794,15 +794,16 @@ impl DeliverStage {
     }
 
     /// Records that cannot be delivered for long must keep neither the memory of others nor the space of all after them.
-    fn clear_the_way(&mut self, now: Duration) -> anyhow::Result<()> {
+    fn clear_the_way(&mut self, told: &mut ToldOfStore, now: Duration) -> anyhow::Result<()> {
         let pipeline = self.view.name;
         let most = Held { rows: self.rows_held_max, bytes: HELD_BYTES_MAX };
         let cleared = self.delivery.clear_the_way(most, now).context("move stuck records")?;
-        if cleared.rows_set_aside > 0 {
+        told.rows_set_aside = told.rows_set_aside.saturating_add(cleared.rows_set_aside);
+        if cleared.rows_set_aside > 0 && told.said.is_due("STORE_PARTLY_AWAY", "aside", now) {
             tracing::warn!(
                 code = "STORE_PARTLY_AWAY",
                 pipeline,
-                rows = cleared.rows_set_aside,
+                rows = std::mem::take(&mut told.rows_set_aside),
                 "replicas have been away for long, and their rows fill the memory: put behind all others in the log"
             );
         }
@@ -929,6 +930,8 @@ struct ToldOfStore {
     open: Option<&'static str>,
     /// That it fails on some.
     stuck: Option<&'static str>,
+    /// Rows set aside that were not told of.
+    rows_set_aside: u64,
 }
 
 /// What ended a wait of the deliver thread.
