@@ -6,7 +6,7 @@ CARGO ?= cargo
 # Absolute, because some are built in workspaces of their own.
 OWN_TARGET = $(abspath $(or $(CARGO_TARGET_DIR),target))
 
-.PHONY: help demo test check test-fast test-services services bench-drain bench-e2e bench-ingest bench-wal bench-decode fuzz loom miri deny fmt
+.PHONY: help demo test check test-fast test-patient test-services services bench-drain bench-e2e bench-ingest bench-wal bench-decode fuzz loom miri deny fmt
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -16,19 +16,28 @@ demo: ## Run the main job on this machine's own metrics, without anything to set
 	@$(CARGO) build --release --locked --quiet --bin monasca-persister
 	@$(CARGO) run --release --locked --quiet --bin monasca-persister -- demo $(ARGS)
 
+# What takes the time that the tests of services leave: they wait for most of theirs.
+PATIENT ?= test-patient
+
 test: ## Run every test, with a real Kafka and a real Cassandra that are started and stopped by the tests.
 	@scripts/setup test
-	$(MAKE) --no-print-directory test-fast test-services
+	@$(MAKE) --no-print-directory test-fast
+	@nice -n 19 $(MAKE) --no-print-directory -j1 $(PATIENT) & patient=$$!; \
+		trap 'kill $$patient; exit 130' INT TERM; \
+		$(MAKE) --no-print-directory -j1 test-services; services=$$?; \
+		wait $$patient && exit $$services
 
-test-fast: ## Tests that need no service: units, log, simulator, errors of a broker.
+test-fast: ## Tests that need no service: units, log, documents, errors of a broker.
 	$(CARGO) test --locked --workspace --lib --bins
 	$(CARGO) test --locked --workspace --doc
 	$(CARGO) test --locked -p wal --test damage --test disk --test golden --test recovery --test salvage \
 		--test unharmed
-	$(CARGO) test --locked -p wal --test model --test exhaustive -- --nocapture
 	$(CARGO) test --locked -p wal --test real_disk -- --nocapture --test-threads=1
-	$(CARGO) test --locked --test simulation --test documents --test tools --test definitions \
-		--test kafka_errors -- --nocapture
+	$(CARGO) test --locked --test documents --test tools --test definitions --test kafka_errors -- --nocapture
+
+test-patient: ## Simulators and models: only processors, no clock.
+	$(CARGO) test --locked --test simulation -- --nocapture
+	$(CARGO) test --locked -p wal --test model --test exhaustive -- --nocapture
 
 test-services: ## Tests against a real Kafka and a real Cassandra.
 	$(CARGO) test --locked -p harness --tests -- --test-threads=1
