@@ -1,0 +1,120 @@
+//! How fast a pipeline fills and drains, and what follows from that. Pure: the clock is an argument.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+/// Rates look back so far.
+const WINDOW: Duration = Duration::from_secs(10);
+/// Slower than this is standing still: a forecast would be about years.
+const STANDING_PER_S: f64 = 0.01;
+
+/// What was counted at a moment.
+#[derive(Debug, Clone, Copy)]
+struct Sample {
+    at: Duration,
+    appended: u64,
+    delivered: u64,
+}
+
+/// Samples of the last seconds.
+#[derive(Debug, Clone, Default)]
+pub struct Rates {
+    samples: VecDeque<Sample>,
+}
+
+impl Rates {
+    /// Records appended and delivered until `at`.
+    pub fn sample(&mut self, at: Duration, appended: u64, delivered: u64) {
+        self.samples.push_back(Sample { at, appended, delivered });
+        // The oldest one that is a window old stays: it is the other end.
+        while self.samples.get(1).is_some_and(|second| at.saturating_sub(second.at) >= WINDOW) {
+            self.samples.pop_front();
+        }
+    }
+
+    /// Records appended per second.
+    #[must_use]
+    pub fn in_per_s(&self) -> f64 {
+        self.per_s(|sample| sample.appended)
+    }
+
+    /// Records delivered per second.
+    #[must_use]
+    pub fn out_per_s(&self) -> f64 {
+        self.per_s(|sample| sample.delivered)
+    }
+
+    fn per_s(&self, count: impl Fn(&Sample) -> u64) -> f64 {
+        let (Some(first), Some(last)) = (self.samples.front(), self.samples.back()) else {
+            return 0.0;
+        };
+        let seconds = last.at.saturating_sub(first.at).as_secs_f64();
+        if seconds > 0.0 { float(count(last).saturating_sub(count(first))) / seconds } else { 0.0 }
+    }
+
+    /// Seconds until `room_bytes` are taken, when a record takes `record_bytes`; `None` while the backlog does not grow.
+    #[must_use]
+    pub fn seconds_to_full(&self, room_bytes: f64, record_bytes: f64) -> Option<f64> {
+        let growth = self.in_per_s() - self.out_per_s();
+        (growth > STANDING_PER_S && record_bytes > 0.0)
+            .then(|| (room_bytes / (growth * record_bytes)).max(0.0))
+    }
+
+    /// Seconds until `records` are delivered; `None` while the backlog does not shrink.
+    #[must_use]
+    pub fn seconds_to_drained(&self, records: u64) -> Option<f64> {
+        let shrinking = self.out_per_s() - self.in_per_s();
+        if records == 0 {
+            return Some(0.0);
+        }
+        (shrinking > STANDING_PER_S).then(|| float(records) / shrinking)
+    }
+}
+
+/// For rates and fills: beyond 2^53 the error does not matter.
+#[expect(clippy::cast_precision_loss, reason = "a rate needs no exact count")]
+pub(crate) fn float(count: u64) -> f64 {
+    count as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn steady(in_per_s: u64, out_per_s: u64) -> Rates {
+        let mut rates = Rates::default();
+        for second in 0..30 {
+            rates.sample(Duration::from_secs(second), second * in_per_s, second * out_per_s);
+        }
+        rates
+    }
+
+    #[test]
+    fn a_steady_rate_is_told_exactly_and_forecasts_follow_from_it() {
+        let rates = steady(100, 40);
+        assert_eq!((rates.in_per_s(), rates.out_per_s()), (100.0, 40.0));
+        // 60 records a second of 50 bytes into 30,000 bytes.
+        assert_eq!(rates.seconds_to_full(30_000.0, 50.0), Some(10.0));
+        assert_eq!(rates.seconds_to_drained(600), None);
+        let rates = steady(40, 100);
+        assert_eq!(rates.seconds_to_drained(600), Some(10.0));
+        assert_eq!(rates.seconds_to_full(30_000.0, 50.0), None);
+    }
+
+    #[test]
+    fn a_rate_that_changed_is_forgotten_after_the_window() {
+        let mut rates = steady(1000, 0);
+        for second in 30..41 {
+            rates.sample(Duration::from_secs(second), 29_000, 0);
+        }
+        assert_eq!(rates.in_per_s(), 0.0);
+    }
+
+    #[test]
+    fn nothing_is_foretold_of_what_stands_still() {
+        let rates = steady(0, 0);
+        assert_eq!((rates.seconds_to_full(1.0, 1.0), rates.seconds_to_drained(5)), (None, None));
+        assert_eq!(rates.seconds_to_drained(0), Some(0.0));
+        assert_eq!(Rates::default().in_per_s(), 0.0);
+    }
+}
