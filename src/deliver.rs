@@ -17,7 +17,8 @@
 //! | reject | as split; a single row becomes a dead letter | - | - |
 //! | reject, perhaps of all rows | as reject while few are; then as wait | - | - |
 //!
-//! The limit is that of the unit's [`Lane`]; see `deliver/lanes.rs`.
+//! The limit is that of the unit's [`Lane`]; see `deliver/lanes.rs`. A lane that fails three times in a row rests, longer
+//! each time. What waits for replicas that are away leaves memory when it is short: `deliver/aside.rs`.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::ops::Range;
@@ -33,10 +34,12 @@ use crate::pace::Pace;
 use crate::sync::lock;
 
 mod again;
+mod aside;
 mod gathers;
 mod guard;
 mod lanes;
 
+use aside::AsideState;
 use gathers::{ACKED, GatherState};
 use guard::{Guard, Suspicion};
 pub use lanes::Lane;
@@ -152,8 +155,14 @@ pub enum Event {
         /// Whether it succeeded.
         ok: bool,
     },
-    /// The store may have lost what it confirmed: everything that is not acknowledged will be gathered again.
+    /// The store may have lost what it confirmed, or what was set aside is wanted again: everything that is not
+    /// acknowledged will be gathered again.
     StartOver,
+    /// Rows of replicas that are away are to leave memory if they are half of what may be held, and others may be there.
+    MakeRoom {
+        /// Most rows that are held.
+        rows_held_max: usize,
+    },
     /// Time passed.
     Tick,
 }
@@ -185,6 +194,16 @@ pub enum Effect {
     },
     /// Everything in this stretch of the log is in the store or in the dead letters.
     Ack(Range<Position>),
+    /// Its replicas are away and memory is short: its messages are not waited for any more. They are delivered some other
+    /// time; put them behind all others.
+    SetAside {
+        /// The unit; it is forgotten here.
+        unit: UnitId,
+        /// Its gather.
+        gather: GatherId,
+    },
+    /// Replicas answer again whose rows were set aside: begin anew with [`Event::StartOver`].
+    ComeBack,
     /// Flush the store, then report it.
     Flush,
     /// The store stopped or began to answer; say it once.
@@ -204,6 +223,8 @@ pub struct DeliverCounts {
     pub splits: u64,
     /// Rows that the store will never take.
     pub rows_rejected: u64,
+    /// Rows put behind others because their replicas were away and memory was short.
+    pub rows_set_aside: u64,
 }
 
 #[derive(Debug)]
@@ -219,6 +240,9 @@ struct UnitState {
     lane: Lane,
     wire_bytes: usize,
     sent: Duration,
+    is_in_flight: bool,
+    /// Others like it were set aside: its answer says whether they are wanted again.
+    is_probe: bool,
 }
 
 /// The machine.
@@ -230,6 +254,7 @@ pub struct Deliver {
     /// Lanes that have something to send and may; each once, the next first.
     line: VecDeque<Lane>,
     waiting: BTreeSet<(Duration, UnitId)>,
+    resting: BTreeSet<(Duration, Lane)>,
     /// Waiting for a definition.
     blocked: usize,
     in_flight: usize,
@@ -250,6 +275,7 @@ pub struct Deliver {
     /// Nothing is sent before: that would be faster than the pace.
     paced_until: Option<Duration>,
     gives_way: bool,
+    aside: AsideState,
 }
 
 impl Deliver {
@@ -262,6 +288,7 @@ impl Deliver {
             lanes: BTreeMap::new(),
             line: VecDeque::new(),
             waiting: BTreeSet::new(),
+            resting: BTreeSet::new(),
             blocked: 0,
             in_flight: 0,
             abandoned: 0,
@@ -279,6 +306,7 @@ impl Deliver {
             pace: None,
             paced_until: None,
             gives_way: false,
+            aside: AsideState::default(),
         }
     }
 
@@ -314,8 +342,10 @@ impl Deliver {
             Event::Halves { unit, halves } => self.halves(unit, halves),
             Event::Flushed { ok } => self.flushed(ok, now, effects),
             Event::StartOver => self.start_over(effects),
+            Event::MakeRoom { rows_held_max } => self.make_room(rows_held_max, now, effects),
             Event::Tick => {}
         }
+        self.come_back_when_due(now, effects);
         self.wake(now);
         self.send(now, effects);
         self.flush_when_due(now, effects);
@@ -326,6 +356,8 @@ impl Deliver {
     #[must_use]
     pub fn next_deadline(&self) -> Option<Duration> {
         let retry = self.waiting.first().map(|(due, _)| *due);
+        let rested = self.resting.first().map(|(due, _)| *due);
+        let retry = retry.into_iter().chain(rested).min();
         let probe = self.breaker.probe_at();
         // While the breaker is open only the probe counts.
         let retry_or_probe = if probe.is_some() { probe } else { retry };
@@ -336,7 +368,12 @@ impl Deliver {
             self.last_flush
                 .map_or(Duration::ZERO, |last| last.saturating_add(self.config.flush_interval))
         });
-        retry_or_probe.into_iter().chain(flush).chain(self.paced_until).min()
+        retry_or_probe
+            .into_iter()
+            .chain(flush)
+            .chain(self.paced_until)
+            .chain(self.aside.due())
+            .min()
     }
 
     /// True when every gather is finished and acknowledged.
@@ -433,6 +470,8 @@ impl Deliver {
                 lane: plan.lane,
                 wire_bytes: plan.wire_bytes,
                 sent: Duration::ZERO,
+                is_in_flight: false,
+                is_probe: false,
             },
         );
     }
@@ -451,11 +490,26 @@ impl Deliver {
     }
 
     fn stand_in_line(&mut self, lane: Lane) {
+        // While the breaker is open, whoever can be a probe may.
+        let may_rest = self.breaker.state() == BreakerState::Closed;
         let state = self.lane(lane);
-        if !state.in_line && !state.ready.is_empty() {
+        let rests = may_rest && state.rests_until.is_some();
+        if !state.in_line && !state.ready.is_empty() && !rests {
             state.in_line = true;
             self.line.push_back(lane);
         }
+    }
+
+    fn rest(&mut self, lane: Lane, doublings: u32, now: Duration) {
+        let until = now.saturating_add(self.backoff(doublings));
+        self.lane(lane).rests_until = Some(until);
+        self.resting.insert((until, lane));
+    }
+
+    /// A jittered wait that doubles, up to its limit.
+    fn backoff(&mut self, doublings: u32) -> Duration {
+        let DeliverConfig { backoff_first, backoff_max, .. } = self.config;
+        self.jitter(backoff_first.saturating_mul(1 << doublings.min(16)).min(backoff_max))
     }
 
     fn remove_unit(&mut self, unit: UnitId) -> Option<UnitState> {
@@ -472,10 +526,12 @@ impl Deliver {
         now: Duration,
         effects: &mut Vec<Effect>,
     ) {
-        let Some((lane, sent)) = self.units.get(&unit).map(|state| (state.lane, state.sent)) else {
+        let Some(state) = self.units.get_mut(&unit) else {
             self.abandoned_done(outcome, now, effects);
             return;
         };
+        state.is_in_flight = false;
+        let (lane, sent, is_probe) = (state.lane, state.sent, state.is_probe);
         self.in_flight = self.in_flight.saturating_sub(1);
         let in_flight_max = self.config.in_flight_max;
         let is_late = now.saturating_sub(sent) > self.config.late;
@@ -483,15 +539,20 @@ impl Deliver {
         lane_state.in_flight = lane_state.in_flight.saturating_sub(1);
         match &outcome {
             Err(error) if matches!(error.verdict, Verdict::Retry | Verdict::Wait) => {
-                lane_state.fails = true;
                 lane_state.cut(0.5, sent, now);
+                if let Some(doublings) = lane_state.failed(now) {
+                    self.rest(lane, doublings, now);
+                }
             }
             answer => {
-                lane_state.fails = false;
+                lane_state.answered();
                 match answer {
                     Ok(()) if is_late => lane_state.cut(0.75, sent, now),
                     Ok(()) => lane_state.grow(in_flight_max),
                     Err(_) => {}
+                }
+                if is_probe {
+                    self.probe_answered();
                 }
             }
         }
@@ -539,6 +600,7 @@ impl Deliver {
     }
 
     fn store_answers(&mut self, effects: &mut Vec<Effect>) {
+        self.aside.answered();
         if self.breaker.succeeded() {
             let in_flight_max = self.config.in_flight_max;
             self.lanes.values_mut().for_each(|lane| lane.start_slowly(in_flight_max));
@@ -557,16 +619,15 @@ impl Deliver {
         // Some replicas that are away are not the store. What became of a probe is always said.
         let is_the_store = operator_must_act
             || self.breaker.state() != BreakerState::Closed
-            || self.lanes.values().all(|lane| lane.fails || !lane.is_busy());
+            || self.lanes.values().all(|lane| lane.fails_since.is_some() || !lane.is_busy());
         if is_the_store && self.breaker.failed(operator_must_act, now) {
             effects.push(Effect::Breaker(BreakerState::Open));
+            self.end_rests();
         }
         let Some(state) = self.units.get_mut(&unit) else { return };
-        let doublings = state.attempts.min(16);
+        let doublings = state.attempts;
         state.attempts = state.attempts.saturating_add(1);
-        let ceiling =
-            self.config.backoff_first.saturating_mul(1 << doublings).min(self.config.backoff_max);
-        let wait = self.jitter(ceiling);
+        let wait = self.backoff(doublings);
         self.waiting.insert((now.saturating_add(wait), unit));
     }
 
@@ -579,6 +640,9 @@ impl Deliver {
         }
         let Some(state) = self.remove_unit(unit) else { return };
         self.guard.refused(error);
+        if state.is_probe {
+            self.probe_answered();
+        }
         if state.is_definition {
             // A series that cannot be described: its rows would have no name.
             effects.push(Effect::Forget { unit, written: false });
@@ -625,6 +689,7 @@ impl Deliver {
                 .collect();
             if let Some(half) = self.units.get_mut(&id) {
                 half.followers = own;
+                half.is_probe = state.is_probe;
             }
             self.lane(state.lane).ready.push_front(id);
         }
@@ -639,6 +704,24 @@ impl Deliver {
             }
             self.waiting.remove(&(due, unit));
             self.get_ready(unit);
+        }
+        while let Some((due, lane)) = self.resting.first().copied() {
+            if due > now {
+                break;
+            }
+            self.resting.remove(&(due, lane));
+            if self.lanes.get(&lane).is_some_and(|state| state.rests_until == Some(due)) {
+                self.lane(lane).rests_until = None;
+                self.stand_in_line(lane);
+            }
+        }
+    }
+
+    /// Nobody rests any more: each of them may be the probe.
+    fn end_rests(&mut self) {
+        for (_, lane) in std::mem::take(&mut self.resting) {
+            self.lane(lane).rests_until = None;
+            self.stand_in_line(lane);
         }
     }
 
@@ -662,8 +745,12 @@ impl Deliver {
                 break;
             }
             let Some(lane) = self.line.pop_front() else { break };
+            let rests = self.breaker.state() == BreakerState::Closed;
             let state = self.lane(lane);
             state.in_line = false;
+            if rests && state.rests_until.is_some() {
+                continue;
+            }
             // Stands in line again when one of its requests was answered.
             if state.in_flight >= whole(state.limit).max(1) {
                 continue;
@@ -687,6 +774,7 @@ impl Deliver {
             self.in_flight = self.in_flight.saturating_add(1);
             if let Some(unit) = self.units.get_mut(&unit) {
                 unit.sent = now;
+                unit.is_in_flight = true;
                 if let Some(pace) = &self.pace {
                     lock(pace).take(unit.wire_bytes);
                 }

@@ -89,6 +89,8 @@ pub struct DeliveredOffsets {
     exact_from: Position,
     /// Records are being moved: see [`DeliveredOffsets::freeze`].
     frozen: bool,
+    /// Moved records lie before.
+    moved_before: Position,
     began_anew: Beginnings,
 }
 
@@ -106,6 +108,7 @@ impl DeliveredOffsets {
             read_to: delivered,
             exact_from: end,
             frozen: false,
+            moved_before: Position::ZERO,
             // Of what lies in the log already, the highest offset is the log's own: higher ones are of another history.
             began_anew: Beginnings {
                 anew: next.iter().map(|(partition, next)| (partition, (end, Some(next)))).collect(),
@@ -223,7 +226,14 @@ impl DeliveredOffsets {
     /// Everything that was moved lies before `end`.
     pub fn thaw(&mut self, end: Position) {
         self.frozen = false;
+        self.moved_before = self.moved_before.max(end);
         self.out_of_order(end);
+    }
+
+    /// Whether moved records may lie in what the reader has not seen: they have any offsets from what is told on.
+    #[must_use]
+    pub fn holds_moved(&self) -> bool {
+        self.frozen || self.read_to < self.moved_before
     }
 
     /// Takes the log's delivered watermark.

@@ -8,9 +8,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use storage::definitions::DefinitionMemory;
-use storage::{Definition, MetricId, StoreError};
+use storage::{Definition, MetricId, StoreError, Verdict};
 use wal::{Chunk, Fs, Position, ReadOutcome, Wal, WalError};
 
+use crate::batch_limit::BatchLimit;
 use crate::dead_letters::{DeadLetter, DeadLetterError, DeadLetters};
 use crate::deliver::{Deliver, DeliverConfig, Effect, Event, GatherId, Lane, UnitId, UnitPlan};
 use crate::envelope::Envelope;
@@ -19,6 +20,10 @@ use crate::pace::Pace;
 use crate::sync::lock;
 
 mod again;
+mod aside;
+
+use aside::Elsewhere;
+pub use aside::{Cleared, Held};
 
 /// Dead letters are written in portions of about so many bytes, so that a log that is nearly full is filled, and little
 /// is tried in vain when it is.
@@ -67,6 +72,8 @@ pub struct Delivery<F: Fs> {
     gathered: GatherCounts,
     dead_lettered: BTreeMap<String, u64>,
     effects: Vec<Effect>,
+    elsewhere: Elsewhere,
+    batch_limit: Arc<BatchLimit>,
 }
 
 impl<F: Fs> Delivery<F> {
@@ -99,7 +106,16 @@ impl<F: Fs> Delivery<F> {
             gathered: GatherCounts::default(),
             dead_lettered: BTreeMap::new(),
             effects: Vec::new(),
+            elsewhere: Elsewhere::default(),
+            batch_limit: Arc::default(),
         }
+    }
+
+    /// Tells who makes requests how large they may be.
+    #[must_use]
+    pub fn with_batch_limit(mut self, batch_limit: Arc<BatchLimit>) -> Self {
+        self.batch_limit = batch_limit;
+        self
     }
 
     /// Sends no faster than `pace` lets all who share it.
@@ -156,6 +172,13 @@ impl<F: Fs> Delivery<F> {
         outcome: Result<(), StoreError>,
         now: Duration,
     ) -> Result<(), WalError> {
+        if let Err(StoreError { verdict: Verdict::Split, .. }) = &outcome
+            && let Some(rows) = self.units.get(&unit).filter(|rows| rows.rows() > 1)
+            // Those of definitions are few, and of another kind.
+            && !matches!(rows.as_ref(), Unit::Definitions(_))
+        {
+            self.batch_limit.too_large(rows.as_write().wire_bytes());
+        }
         self.machine.on(Event::Done { unit, outcome }, now, &mut self.effects);
         self.carry_out(now)
     }
@@ -278,6 +301,7 @@ impl<F: Fs> Delivery<F> {
             for effect in std::mem::take(&mut self.effects) {
                 self.carry_out_one(effect, now)?;
             }
+            self.move_leaving()?;
             self.keep_letters(now)?;
             if self.effects.is_empty() {
                 return Ok(());
@@ -319,6 +343,8 @@ impl<F: Fs> Delivery<F> {
                 self.bury(unit, gather, code, &detail)?
             }
             Effect::Ack(range) => self.wal.ack(range),
+            Effect::SetAside { unit, gather } => self.set_aside(unit, gather),
+            Effect::ComeBack => self.elsewhere.wants_come_back(),
             Effect::Flush => {
                 self.flushing.append(&mut self.unflushed);
                 self.flush_wanted = true;

@@ -481,16 +481,19 @@ impl Ingest {
         } else if next > high {
             // What was written since it lost its end may lie before ours.
             match self.offsets.compare_end(partition, low, high) {
-                Some(offset) => {
-                    effects.push(Effect::Begin { partition, start: Start::At(offset) });
-                }
+                Some(offset) => self.look_again(partition, offset, effects),
                 None => self.found(gap(GapKind::Truncated, low, next), effects),
             }
         } else {
             // It is there: the message before it tells whether its history is still ours.
             let offset = self.offsets.compare_again(partition, low).unwrap_or(next);
-            effects.push(Effect::Begin { partition, start: Start::At(offset) });
+            self.look_again(partition, offset, effects);
         }
+    }
+
+    fn look_again(&mut self, partition: i32, offset: i64, effects: &mut Vec<Effect>) {
+        self.offsets.look_again(partition);
+        effects.push(Effect::Begin { partition, start: Start::At(offset) });
     }
 
     /// Does with a gap what the policy says.

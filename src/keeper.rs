@@ -209,7 +209,11 @@ impl<F: Fs> Keeper<F> {
                     continue;
                 }
                 self.next.insert(partition, next);
-                let before = ledger.get(&partition).map(|written| written.delivered);
+                // What the ledger says of another topic says nothing of what waits in the log of this one.
+                let before = ledger
+                    .get(&partition)
+                    .filter(|written| is_ours(&partition, &written.entry))
+                    .map(|written| written.delivered);
                 if delivered.is_behind() {
                     delivered.recall(partition, before.unwrap_or(0));
                 }
@@ -464,6 +468,12 @@ impl<F: Fs> Keeper<F> {
         delivered.tell().clone()
     }
 
+    /// Whether moved records may lie in what was not read yet.
+    #[must_use]
+    pub fn holds_moved(&self) -> bool {
+        lock(&self.delivered).holds_moved()
+    }
+
     /// Counts since the start.
     #[must_use]
     pub fn counts(&self) -> KeeperCounts {
@@ -655,6 +665,23 @@ mod tests {
         assert!(!keeper.is_of_our_topic(entry) && !keeper.is_about(&topic("new")));
         go_on_with(&wal, "new");
         assert!(keeper.is_of_our_topic(entry) && keeper.is_about(&topic("new")));
+    }
+
+    #[test]
+    fn what_the_ledger_said_of_another_topic_is_not_said_of_what_waits_in_the_log() {
+        let wal = log("new");
+        let next = NextOffsets::from_iter([(0, 1)]);
+        let mut batch = Batch::new();
+        batch.push(b"message 0 of the new topic").unwrap();
+        annotate(&mut batch, &OffsetNote { next: next.clone(), ..OffsetNote::default() }).unwrap();
+        append(&wal, batch).unwrap();
+        wal.commit().unwrap();
+        // As after a start: nothing was read from the log yet.
+        let delivered = DeliveredOffsets::new(&next, wal.delivered(), wal.durable().through());
+        let mut keeper = Keeper::new(wal.clone(), Arc::new(Mutex::new(delivered)), next);
+        let missing = keeper.opened(&topic("new"), &ledger_about("old")).unwrap();
+        assert_eq!(missing, [Missing { finding: Finding::TopicRecreated, range: OWED }]);
+        assert_eq!(said(&mut keeper), [(0, 1)]);
     }
 
     #[test]

@@ -10,6 +10,8 @@
 //! What depends on time or order is a machine without I/O: [`ingest`], [`offsets`], [`deliver`], [`breaker`]. What
 //! turns bytes into rows is a plain function: [`decode`], [`gather`], [`envelope`]. The rest is thin drivers.
 
+pub mod aside;
+pub mod batch_limit;
 pub mod breaker;
 pub mod cli;
 pub mod clock;

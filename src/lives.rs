@@ -3,7 +3,8 @@
 //! A node acknowledges rows before its own commit log is synced, and may lack its last ones when it starts again. It is
 //! noticed in three ways: it answers in another life; it does not answer any more, whatever is the reason; or it does not
 //! answer at the start, although it did before. Each of them once: what comes back in the life in which it went has
-//! lost nothing.
+//! lost nothing. One that answers for the first time when a node could have started again since the start may have done
+//! so after it had confirmed rows.
 //!
 //! Losses that follow each other within half a hold-back are dealt with together at its end: what goes out again because of
 //! the first one is within the hold-back then. A cluster that is slow, or whose nodes are restarted one after the other, is
@@ -73,6 +74,11 @@ impl Lives {
             let seen = Some(asked);
             match self.nodes.get_mut(node) {
                 None => {
+                    // No node starts again faster than one counts as away.
+                    if asked.saturating_sub(self.started) >= self.away_after {
+                        loss.restarted.push(node.clone());
+                        loss.seen = None;
+                    }
                     let known = Known { life: *life, seen, is_away: false };
                     self.nodes.insert(node.clone(), known);
                 }
@@ -167,6 +173,15 @@ mod tests {
         round(&mut lives, 71, &[life("b", 1)]).unwrap();
         let loss = round(&mut lives, 101, &[life("a", 9), life("b", 1)]).unwrap();
         assert_eq!((loss.restarted, loss.seen), (vec!["a".to_owned()], Some(61 * SECOND)));
+    }
+
+    #[test]
+    fn a_node_that_is_first_seen_when_it_may_have_started_again_may_have_lost_rows() {
+        let mut late = lives(&[]);
+        assert_eq!(round(&mut late, 9, &[life("a", 7)]), None, "no node starts so fast");
+        let loss = round(&mut late, 10, &[life("a", 7), life("b", 1)]).unwrap();
+        assert_eq!((loss.restarted, loss.seen), (vec!["b".to_owned()], None));
+        assert_eq!(round(&mut late, 11, &[life("a", 7), life("b", 1)]), None);
     }
 
     #[test]

@@ -10,6 +10,8 @@ use std::time::Duration;
 use storage::definitions::DefinitionMemory;
 use wal::{Chunk, Fs, GapReason, Position, ReadOutcome, Reader, Wal, WalError};
 
+use crate::aside::Aside;
+use crate::batch_limit::BatchLimit;
 use crate::config::ExpiredBacklog;
 use crate::delivered::{DeliveredOffsets, StretchOffsets};
 use crate::envelope::Envelope;
@@ -62,6 +64,10 @@ pub struct LogReader<F: Fs> {
     /// What was missing at the last look, until somebody owes it.
     missing: Option<Range<Position>>,
     delivered: Arc<Mutex<DeliveredOffsets>>,
+    batch_limit: Arc<BatchLimit>,
+    aside: Arc<Mutex<Aside>>,
+    /// The next stretch that is left out, as it was when the chunk was read.
+    left_out: Option<Range<Position>>,
 }
 
 impl<F: Fs> LogReader<F> {
@@ -92,7 +98,24 @@ impl<F: Fs> LogReader<F> {
             gaps: Vec::new(),
             missing: None,
             delivered,
+            batch_limit: Arc::default(),
+            aside: Arc::default(),
+            left_out: None,
         }
+    }
+
+    /// Makes no request that is larger than this.
+    #[must_use]
+    pub fn with_batch_limit(mut self, batch_limit: Arc<BatchLimit>) -> Self {
+        self.batch_limit = batch_limit;
+        self
+    }
+
+    /// Leaves out what is put there, until it begins anew.
+    #[must_use]
+    pub fn with_aside(mut self, aside: Arc<Mutex<Aside>>) -> Self {
+        self.aside = aside;
+        self
     }
 
     /// What is done about a backlog that is older than the retention.
@@ -176,7 +199,23 @@ impl<F: Fs> LogReader<F> {
                 self.take_chunk(now, now_ms);
                 continue;
             }
-            match self.reader.next(&mut self.chunk, CHUNK_BYTES)? {
+            // Held while it reads: what is moved behind everything else must be known before it can be read.
+            let aside = lock(&self.aside);
+            self.left_out = aside.from(self.next);
+            if let Some(left_out) = self.left_out.take_if(|left_out| left_out.start <= self.next) {
+                drop(aside);
+                let gathered = self.finish(now, now_ms);
+                self.next = left_out.end;
+                self.reader = self.wal.reader(self.next);
+                self.note(StretchOffsets::default());
+                if gathered.is_some() {
+                    return Ok(gathered);
+                }
+                continue;
+            }
+            let read = self.reader.next(&mut self.chunk, CHUNK_BYTES)?;
+            drop(aside);
+            match read {
                 ReadOutcome::Records => self.chunk_waits = true,
                 ReadOutcome::Gap(positions, _) if self.is_all_acked(&positions) => {
                     // Delivered and gone: nothing is missing.
@@ -226,10 +265,15 @@ impl<F: Fs> LogReader<F> {
     }
 
     fn take_chunk(&mut self, now: Duration, now_ms: i64) {
-        let (gather, _) =
-            self.gather.get_or_insert_with(|| (Gather::new(self.config, self.next), now));
+        let batch_bytes_max = self.config.batch_bytes_max.min(self.batch_limit.bytes_max());
+        let config = GatherConfig { batch_bytes_max, ..self.config };
+        let (gather, _) = self.gather.get_or_insert_with(|| (Gather::new(config, self.next), now));
         let mut offsets = lock(&self.delivered).stretch();
+        let left_out = self.left_out.as_ref().map(|left_out| left_out.start);
         for (position, record) in self.chunk.iter() {
+            if Some(position) == left_out {
+                break;
+            }
             if self.wal.is_acked(position) {
                 gather.skip();
             } else if let Some((partition, offset)) = gather.push(record, now_ms) {
@@ -237,6 +281,9 @@ impl<F: Fs> LogReader<F> {
             }
         }
         self.next = gather.end();
+        if Some(self.next) == left_out {
+            self.reader = self.wal.reader(self.next);
+        }
         self.note(offsets);
     }
 

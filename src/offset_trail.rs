@@ -192,8 +192,8 @@ impl LogTrail {
 }
 
 /// The Kafka offsets that cover what is missing at `positions` of the log in `fs`: a superset. `known` is what the log
-/// has taken of each partition, `delivered` what is delivered for certain. Reads the whole log; its owner may go on
-/// writing.
+/// has taken of each partition, `delivered` what is delivered for certain. With `holds_moved` records that were moved may
+/// have lain there, of any offset that is not delivered. Reads the whole log; its owner may go on writing.
 ///
 /// # Errors
 /// The directory cannot be read.
@@ -202,6 +202,7 @@ pub fn cover<F: Fs>(
     positions: &Range<Position>,
     known: &NextOffsets,
     delivered: &BTreeMap<i32, i64>,
+    holds_moved: bool,
 ) -> Result<Vec<OffsetRange>, WalError> {
     let mut trail = LogTrail { offsets: OffsetTrail::cautious(), topic: None };
     wal::salvage(fs, |salvaged| {
@@ -216,8 +217,8 @@ pub fn cover<F: Fs>(
         .collect();
     let first = |partition| delivered.get(&partition).copied().unwrap_or(0);
     let whole = |(partition, to)| OffsetRange { partition, from: first(partition), to };
-    if holes.is_empty() {
-        // The walk and the reader disagree about what is missing: then everything taken is.
+    if holes.is_empty() || holds_moved {
+        // The walk and the reader may disagree about what is missing: then everything taken is.
         return Ok(known.iter().map(whole).filter(|range| range.from < range.to).collect());
     }
     let spans = holes.iter().flat_map(|hole| &hole.ranges);

@@ -336,7 +336,15 @@ impl Offsets {
         }
     }
 
-    /// Consumption of a restarted partition has begun at its new place.
+    /// Consumption of `partition` is about to begin at something that was taken, to look at it again. What comes before
+    /// [`Offsets::begun`] comes once more behind that, perhaps of another history: it is not taken now.
+    pub fn look_again(&mut self, partition: i32) {
+        if let Some(state) = self.partitions.get_mut(&partition) {
+            state.held = true;
+        }
+    }
+
+    /// Consumption of a partition that waits for it has begun at its new place.
     pub fn begun(&mut self, partition: i32) {
         if let Some(state) = self.partitions.get_mut(&partition) {
             state.held = false;

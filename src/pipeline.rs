@@ -21,6 +21,8 @@ use storage::Store;
 use tokio_util::sync::CancellationToken;
 use wal::{Committer, DiskFs, Position, Wal, WalConfig, WalError};
 
+use crate::aside::Aside;
+use crate::batch_limit::BatchLimit;
 use crate::breaker::BreakerState;
 use crate::clock::wall_ms;
 use crate::config::{Config, PipelineSpec};
@@ -29,7 +31,7 @@ use crate::dead_letters::DeadLetters;
 use crate::definitions::Definitions;
 use crate::deliver::{DeliverConfig, DeliverCounts};
 use crate::delivered::DeliveredOffsets;
-use crate::delivery::{Delivery, LettersBlocked};
+use crate::delivery::{Delivery, Held, LettersBlocked};
 use crate::gather::{GatherConfig, GatherCounts, Gathered, Kind};
 use crate::ingest::IngestConfig;
 use crate::instance;
@@ -321,6 +323,8 @@ impl Pipeline {
 
         // Handed over, not queued: one gather is being delivered, one collected, and no third takes memory.
         let (gathers, incoming) = crossbeam_channel::bounded(0);
+        let aside = Arc::new(Mutex::new(Aside::default()));
+        let batch_limit = Arc::new(BatchLimit::default());
         let reader = {
             let gather_config = GatherConfig {
                 kind,
@@ -341,6 +345,8 @@ impl Pipeline {
                 Arc::clone(&memory),
                 Arc::clone(&delivered),
             )
+            .with_aside(Arc::clone(&aside))
+            .with_batch_limit(Arc::clone(&batch_limit))
             .with_expired(config.expired_backlog)
             .with_replicas(Arc::new(move |series| store.replicas(series)));
             let damage = Damage { dir: log_dir(name, config), delivered: Arc::clone(&delivered) };
@@ -383,13 +389,14 @@ impl Pipeline {
                 surroundings.dead_letters.clone(),
                 memory,
             )
+            .with_aside(aside, delivered)
+            .with_batch_limit(batch_limit)
             .with_pace(surroundings.pace.clone()),
             turn: match kind {
                 Kind::Alarms => Turn::First(surroundings.precedence.claim()),
                 Kind::Metrics => Turn::AfterOthers(surroundings.precedence.clone()),
             },
             wal,
-            delivered,
             writers,
             answered,
             gathers: incoming,
@@ -570,6 +577,13 @@ fn read_log(
             tracing::info!(pipeline = view.name, records, "delivered again from the log");
             view.redelivery.begun(records);
         }
+        if log_reader.come_back_if_wanted() {
+            beginning = beginning.saturating_add(1);
+            tracing::info!(
+                pipeline = view.name,
+                "replicas that were away answer again: what was set aside for them is delivered"
+            );
+        }
         // Read before pulling: what was appended before closing is durable by then.
         let hurry = closing.load(Ordering::Relaxed);
         if view.held().delivery {
@@ -666,8 +680,11 @@ impl Damage {
         let dir = self.dir.display();
         let fs = DiskFs::open_existing(&self.dir).with_context(|| format!("open {dir}"))?;
         let known = LogOffsets::decode(&view.wal.carry()).context("read offsets of the log")?.next;
-        let told = lock(&self.delivered).tell().clone();
-        let owed = offset_trail::cover(&fs, positions, &known, &told)
+        let (told, holds_moved) = {
+            let mut delivered = lock(&self.delivered);
+            (delivered.tell().clone(), delivered.holds_moved())
+        };
+        let owed = offset_trail::cover(&fs, positions, &known, &told, holds_moved)
             .with_context(|| format!("look for what is missing in {dir}"))?;
         for range in &owed {
             tracing::error!(
@@ -693,18 +710,17 @@ struct Reading {
     gathered: Box<Gathered>,
 }
 
-/// The thread between the log and the writers.
 /// Whose requests go first.
 enum Turn {
     First(Claim),
     AfterOthers(Precedence),
 }
 
+/// The thread between the log and the writers.
 struct DeliverStage {
     delivery: Delivery<DiskFs>,
     turn: Turn,
     wal: Wal<DiskFs>,
-    delivered: Arc<Mutex<DeliveredOffsets>>,
     writers: Writers,
     answered: Receiver<Answer>,
     gathers: Receiver<Reading>,
@@ -734,6 +750,10 @@ impl DeliverStage {
                 self.beginning = self.beginning.saturating_add(1);
                 self.view.redelivery.stopped();
             }
+            if self.delivery.take_come_back() {
+                self.delivery.come_back(now)?;
+                self.beginning = self.beginning.saturating_add(1);
+            }
             match &mut self.turn {
                 Turn::First(claim) => claim.set(self.delivery.machine().is_sending()),
                 Turn::AfterOthers(precedence) => {
@@ -761,20 +781,7 @@ impl DeliverStage {
                 self.wal
                     .checkpoint(self.view.redelivery.hold_back_clock(now))
                     .context("checkpoint log")?;
-                // A few records that cannot be delivered must not keep the space of all after them.
-                // The ledger waits until the reader has seen them in their new place.
-                let delivered = || lock(&self.delivered);
-                delivered().freeze();
-                let moved = self.wal.relocate_stuck().context("move stuck records")?;
-                let end = if moved > 0 { self.wal.status().appended } else { Position::ZERO };
-                delivered().thaw(end);
-                if moved > 0 {
-                    tracing::info!(
-                        pipeline = self.view.name,
-                        records = moved,
-                        "moved stuck records to the head of the log"
-                    );
-                }
+                self.clear_the_way(now)?;
             }
             if self.delivery.is_idle() || now >= publish_at {
                 publish_at = now.saturating_add(PUBLISH_INTERVAL);
@@ -818,6 +825,26 @@ impl DeliverStage {
         }
         self.publish(&writer_counts);
         self.writers.stop();
+        Ok(())
+    }
+
+    /// Records that cannot be delivered for long must keep neither the memory of others nor the space of all after them.
+    fn clear_the_way(&mut self, now: Duration) -> anyhow::Result<()> {
+        let pipeline = self.view.name;
+        let most = Held { rows: self.rows_held_max, bytes: HELD_BYTES_MAX };
+        let cleared = self.delivery.clear_the_way(most, now).context("move stuck records")?;
+        if cleared.rows_set_aside > 0 {
+            tracing::warn!(
+                code = "STORE_PARTLY_AWAY",
+                pipeline,
+                rows = cleared.rows_set_aside,
+                "replicas have been away for long, and their rows fill the memory: put behind all others in the log"
+            );
+        }
+        if cleared.records_moved > 0 {
+            let records = cleared.records_moved;
+            tracing::info!(pipeline, records, "moved stuck records to the head of the log");
+        }
         Ok(())
     }
 

@@ -119,6 +119,11 @@ impl Redelivery {
     }
 }
 
+/// A node that never answers: it counts as away soon.
+fn unknown() -> BTreeMap<String, i64> {
+    BTreeMap::from([("unknown".to_owned(), 0)])
+}
+
 /// The running thread.
 pub struct RedeliveryThread {
     stop: CancellationToken,
@@ -183,8 +188,13 @@ impl RedeliveryThread {
 
 impl Watch {
     fn run(&self) {
-        let mut written = self.read();
-        let mut lives = Lives::new(written.clone(), self.hold_back, self.now());
+        let before = self.read();
+        let mut lives = Lives::new(before.clone().unwrap_or_default(), self.hold_back, self.now());
+        // Until the nodes are known the next start must know that they are not: this process may confirm rows and end.
+        let mut written = before.unwrap_or_else(|| {
+            self.keep(&unknown());
+            unknown()
+        });
         loop {
             let asked = self.now();
             let Some(answers) = self.ask() else { return };
@@ -197,17 +207,11 @@ impl Watch {
                 self.pipelines.iter().for_each(|pipeline| pipeline.watched(until));
             }
             if let Some(present) = lives.present()
+                && !present.is_empty()
                 && present != written
+                && self.keep(&present)
             {
-                match self.write(&present) {
-                    Ok(()) => written = present,
-                    Err(error) => tracing::warn!(
-                        code = "STORE_LIVES_NOT_KEPT",
-                        error = format!("{error:#}"),
-                        "which nodes the store has is not kept: after a restart of this program what they lost \
-                         meanwhile may not be noticed; tried again"
-                    ),
-                }
+                written = present;
             }
             let stopped = self.runtime.block_on(async {
                 tokio::time::timeout(ASK_INTERVAL, self.stop.cancelled()).await.is_ok()
@@ -286,24 +290,39 @@ impl Watch {
         true
     }
 
-    /// The lives that were dealt with before the start.
-    fn read(&self) -> BTreeMap<String, i64> {
+    /// The lives that were dealt with before the start; `None`: this is the first one.
+    fn read(&self) -> Option<BTreeMap<String, i64>> {
         let path = &self.path;
-        let unknown = |error: &dyn std::fmt::Display| {
+        let not_known = |error: &dyn std::fmt::Display| {
             tracing::warn!(
                 code = "STORE_LIVES_NOT_KEPT",
                 %error,
                 path = %path.display(),
                 "which nodes the store had cannot be read: what was delivered last goes out again"
             );
-            // A node that never answers: it counts as away soon.
-            BTreeMap::from([("unknown".to_owned(), 0)])
+            unknown()
         };
         match std::fs::read(path) {
-            Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|error| unknown(&error)),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => BTreeMap::new(),
-            Err(error) => unknown(&error),
+            Ok(bytes) => {
+                Some(serde_json::from_slice(&bytes).unwrap_or_else(|error| not_known(&error)))
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+            Err(error) => Some(not_known(&error)),
         }
+    }
+
+    /// False: it could not be written.
+    fn keep(&self, lives: &BTreeMap<String, i64>) -> bool {
+        let written = self.write(lives);
+        if let Err(error) = &written {
+            tracing::warn!(
+                code = "STORE_LIVES_NOT_KEPT",
+                error = format!("{error:#}"),
+                "which nodes the store has is not kept: after a restart of this program what they lost \
+                 meanwhile may not be noticed; tried again"
+            );
+        }
+        written.is_ok()
     }
 
     fn write(&self, lives: &BTreeMap<String, i64>) -> anyhow::Result<()> {

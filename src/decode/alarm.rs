@@ -213,8 +213,25 @@ mod tests {
     }
 
     #[test]
+    fn a_list_is_stored_up_to_16249_characters() {
+        let without_name = alarm(FULL.as_bytes()).unwrap().metric.len() - "cpu".len();
+        for (characters, is_stored) in [(16_249, true), (16_250, false)] {
+            // Characters, not bytes.
+            let name = "\u{e9}".repeat(characters - without_name);
+            let payload = FULL.replace(
+                r#""name": "cpu", "dimensions": {"sub"#,
+                &format!(r#""name": "{name}", "dimensions": {{"sub"#),
+            );
+            let view = alarm(payload.as_bytes()).unwrap();
+            assert_eq!(view.metric != "[]", is_stored, "{characters} characters");
+            assert_ne!(view.notes.contains(Notes::METRIC_LIST_TOO_LONG), is_stored);
+        }
+    }
+
+    #[test]
     fn what_cannot_be_stored_is_named_by_its_code() {
         for (from, to, code) in [
+            ("\"oldState\": \"OK\"", "\"oldState\": \"ok\"", "BAD_STATE"),
             ("\"newState\": \"ALARM\"", "\"newState\": \"BROKEN\"", "BAD_STATE"),
             ("\"alarmId\": \"a-1\"", "\"alarmId\": \"\"", "MISSING_FIELD"),
             ("\"alarmId\": \"a-1\",", "", "MISSING_FIELD"),

@@ -1,4 +1,5 @@
-//! When the store may have lost what it confirmed: nothing that is under way counts any more.
+//! When the store may have lost what it confirmed, or what was set aside is wanted again: nothing that is under way
+//! counts any more.
 
 use std::time::Duration;
 
@@ -9,14 +10,16 @@ use crate::breaker::BreakerState;
 
 impl Deliver {
     /// Forgets all gathers. A row of theirs that was confirmed may be lost, so none of them acknowledges anything: their
-    /// records are gathered again.
+    /// records are gathered again, and those that were set aside.
     pub(super) fn start_over(&mut self, effects: &mut Vec<Effect>) {
         let units = std::mem::take(&mut self.units).into_keys();
         effects.extend(units.map(|unit| Effect::Forget { unit, written: false }));
         self.guard.all_ended();
+        self.aside.start_over();
         self.lanes.clear();
         self.line.clear();
         self.waiting.clear();
+        self.resting.clear();
         self.blocked = 0;
         self.gathers.clear();
         self.written_unflushed.clear();

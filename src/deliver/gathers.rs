@@ -5,8 +5,9 @@ use std::time::Duration;
 use wal::Position;
 
 use super::Effect;
+use crate::gather::RecordRef;
 
-/// Marks a record of a gather that has been acknowledged to the log.
+/// Marks a record of a gather that has been acknowledged to the log, or is left to be delivered some other time.
 pub(super) const ACKED: u32 = u32::MAX;
 
 #[derive(Debug)]
@@ -29,6 +30,18 @@ impl GatherState {
         self.finished_unacked > 0
             && (self.unfinished <= FEW.max(self.outstanding.len() / 64)
                 || now.saturating_sub(self.last_finished) >= STUCK)
+    }
+
+    /// The record is not waited for any more, and not acknowledged here.
+    pub(super) fn leave(&mut self, record: RecordRef) {
+        let index = usize::try_from(record.index).ok();
+        if let Some(count) = index.and_then(|index| self.outstanding.get_mut(index))
+            && *count > 0
+            && *count != ACKED
+        {
+            *count = ACKED;
+            self.unfinished = self.unfinished.saturating_sub(1);
+        }
     }
 
     pub(super) fn ack_finished(&mut self, effects: &mut Vec<Effect>) {

@@ -1,12 +1,16 @@
 //! How many requests may be in flight to whom. Pure.
 //!
 //! A lane's limit doubles per round until it was cut once or reached half of what is allowed, then grows by one per
-//! round; it is cut once per round at most, by answers to requests that were sent after the last cut.
+//! round; it is cut once per round at most, by answers to requests that were sent after the last cut. One that fails and
+//! fails rests longer and longer, so that replicas that are away are asked now and then, not with all that waits for them.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::UnitId;
+
+/// A lane rests after so many failures in a row: each of its requests would find out the same.
+const RESTS_AFTER: u32 = 3;
 
 /// Requests that fail, and are slow, together: those to one set of replicas. Each lane has a limit of its own, so that
 /// replicas that are away or slow do not hold up the others.
@@ -29,8 +33,12 @@ pub(super) struct LaneState {
     pub(super) last_cut: Duration,
     /// Stands in the line of lanes that may send.
     pub(super) in_line: bool,
-    /// Its last answer said that the store is away, or busy.
-    pub(super) fails: bool,
+    /// Its answers have said since then that the store is away, or busy.
+    pub(super) fails_since: Option<Duration>,
+    /// How often in a row.
+    pub(super) failures: u32,
+    /// Nothing is sent before: it has failed too often in a row.
+    pub(super) rests_until: Option<Duration>,
 }
 
 impl LaneState {
@@ -42,12 +50,28 @@ impl LaneState {
             doubles_to: count_as_f64(in_flight_max) / 2.0,
             last_cut: Duration::ZERO,
             in_line: false,
-            fails: false,
+            fails_since: None,
+            failures: 0,
+            rests_until: None,
         }
     }
 
     pub(super) fn is_busy(&self) -> bool {
         self.in_flight > 0 || !self.ready.is_empty()
+    }
+
+    /// It said that the store is away, or busy. Returns how many times to double the rest it needs, if it needs one.
+    pub(super) fn failed(&mut self, now: Duration) -> Option<u32> {
+        self.fails_since.get_or_insert(now);
+        self.failures = self.failures.saturating_add(1);
+        self.failures.checked_sub(RESTS_AFTER)
+    }
+
+    /// It answered.
+    pub(super) fn answered(&mut self) {
+        self.fails_since = None;
+        self.failures = 0;
+        self.rests_until = None;
     }
 
     pub(super) fn grow(&mut self, in_flight_max: usize) {
@@ -68,6 +92,7 @@ impl LaneState {
     /// After an outage.
     pub(super) fn start_slowly(&mut self, in_flight_max: usize) {
         self.limit = 1.0;
+        self.rests_until = None;
         self.doubles_to = count_as_f64(in_flight_max) / 2.0;
     }
 }

@@ -1,4 +1,5 @@
-//! When the store may have lost what it confirmed.
+//! When everything that is not acknowledged is to be gathered again: the store may have lost what it confirmed, or what
+//! was set aside is wanted.
 
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ impl<F: Fs> Delivery<F> {
         self.pending_letters.clear();
         self.unflushed.clear();
         self.flushing.clear();
+        self.elsewhere.start_over();
         self.machine.on(Event::StartOver, now, &mut self.effects);
         self.carry_out(now)
     }

@@ -112,12 +112,14 @@ impl Planned {
 /// Few rows of a series, joined with those of others that the same replicas keep.
 pub(super) struct Few {
     rows_max: usize,
+    bytes_max: usize,
     by_replicas: BTreeMap<u64, (Vec<Run>, Records, usize)>,
 }
 
 impl Few {
     pub(super) fn new(config: &GatherConfig) -> Self {
-        Self { rows_max: config.batch_rows_max, by_replicas: BTreeMap::new() }
+        let bytes_max = FEW_BYTES_MAX.min(config.batch_bytes_max);
+        Self { rows_max: config.batch_rows_max, bytes_max, by_replicas: BTreeMap::new() }
     }
 
     fn bytes(rows: &[Measurement]) -> usize {
@@ -130,7 +132,7 @@ impl Few {
 
     /// Whether the rows are better off with others: as many as make a full batch with others alike.
     pub(super) fn takes(&self, rows: &[Measurement]) -> bool {
-        Self::bytes(rows) <= FEW_BYTES_MAX / FEW_SERIES_MAX && rows.len() < self.rows_max
+        Self::bytes(rows) <= self.bytes_max / FEW_SERIES_MAX && rows.len() < self.rows_max
     }
 
     pub(super) fn push(&mut self, replicas: u64, run: Run, records: Records) -> Option<Planned> {
@@ -138,7 +140,7 @@ impl Few {
         let more = Self::bytes(&run.rows);
         let full = runs.len() >= FEW_SERIES_MAX
             || known.rows.len().saturating_add(run.rows.len()) > self.rows_max
-            || bytes.saturating_add(more) > FEW_BYTES_MAX;
+            || bytes.saturating_add(more) > self.bytes_max;
         let complete = (full && !runs.is_empty()).then(|| {
             *bytes = 0;
             Self::planned(std::mem::take(runs), std::mem::take(known), replicas)

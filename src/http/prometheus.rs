@@ -451,7 +451,7 @@ impl Snapshot {
 
     fn encode_delivery(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), Error> {
         type Value = fn(&crate::inspect::PipelineStatus) -> u64;
-        let values: [(&str, &str, Value); 11] = [
+        let values: [(&str, &str, Value); 12] = [
             ("rows_written", "Rows that the store has confirmed", |status| {
                 status.delivered.rows_written
             }),
@@ -463,6 +463,11 @@ impl Snapshot {
             ("rows_rejected", "Rows that the store will never take", |status| {
                 status.delivered.rows_rejected
             }),
+            (
+                "rows_set_aside",
+                "Rows put behind others in the log because their replicas were away and memory was short",
+                |status| status.delivered.rows_set_aside,
+            ),
             (
                 "rows_superseded",
                 "Rows that a later one with the same key replaced before writing",

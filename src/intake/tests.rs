@@ -134,6 +134,25 @@ fn a_truncated_partition_is_consumed_from_its_new_end_and_its_offsets_may_go_bac
 }
 
 #[test]
+fn what_comes_before_consumption_begins_again_is_taken_from_the_history_that_there_is_then() {
+    let mut intake = opened(&SimDisk::new(1), GapPolicies::default());
+    assigned(&mut intake, Some(0));
+    take(&mut intake, 0..3, 0);
+    let mut effects = Vec::new();
+    let bounds = Event::Bounds { partition: 0, low: 0, high: 9, at_ms: 1 };
+    intake.part(bounds, Duration::ZERO, &mut effects).unwrap();
+    assert_eq!(effects, [begin(2)]);
+    // The partition loses these a moment later, and has others in their place.
+    take(&mut intake, 3..9, 0);
+    intake.on(Event::Begun { partition: 0 }, Duration::ZERO, &mut effects);
+    take(&mut intake, 2..3, 0);
+    take(&mut intake, 3..5, 1);
+    assert_eq!(intake.take_diverged(), []);
+    assert_eq!(records(&mut intake.wal.reader(Position::ZERO)).len(), 5);
+    assert_eq!(committable(&intake), [5]);
+}
+
+#[test]
 fn a_partition_that_stopped_while_it_was_to_begin_elsewhere_takes_nothing() {
     let stop = GapPolicies { truncated: GapPolicy::Stop, ..GapPolicies::default() };
     let mut intake = opened(&SimDisk::new(1), stop);
@@ -245,6 +264,7 @@ fn only_the_message_that_was_asked_for_to_compare_may_be_gone_without_a_gap() {
     let bounds = Event::Bounds { partition: 0, low: 10, high: 12, at_ms: 1 };
     intake.part(bounds, Duration::ZERO, &mut effects).unwrap();
     assert_eq!(effects, [begin(10)]);
+    intake.on(Event::Begun { partition: 0 }, Duration::ZERO, &mut effects);
     take(&mut intake, 10..12, 3);
     assert_eq!(committable(&intake), [12]);
     assert!(log(&intake).gaps.is_empty());

@@ -1,8 +1,8 @@
-//! When the store may have lost what it confirmed.
+//! When everything that is not delivered is to be read again.
 
 use std::time::Duration;
 
-use wal::{Chunk, Fs, WalError};
+use wal::{Chunk, Fs, Wal, WalError};
 
 use super::LogReader;
 use crate::sync::lock;
@@ -15,9 +15,25 @@ impl<F: Fs> LogReader<F> {
     /// # Errors
     /// The log failed: start again.
     pub fn start_over(&mut self, now: Duration) -> Result<u64, WalError> {
+        let again = self.begin_anew(|wal| wal.redeliver(now));
+        self.wal.checkpoint(now)?;
+        Ok(again.iter().filter_map(|range| range.end.distance_from(range.start)).sum())
+    }
+
+    /// If what was set aside is wanted again, begins anew with the oldest record that is not delivered. Nobody may ack what
+    /// was gathered before.
+    pub fn come_back_if_wanted(&mut self) -> bool {
+        let is_wanted = lock(&self.aside).take_wanted();
+        if is_wanted {
+            self.begin_anew(|_| ());
+        }
+        is_wanted
+    }
+
+    fn begin_anew<T>(&mut self, take_back: impl FnOnce(&Wal<F>) -> T) -> T {
         // Whoever tells what is delivered sees both or neither.
         let mut delivered = lock(&self.delivered);
-        let again = self.wal.redeliver(now);
+        let taken = take_back(&self.wal);
         self.next = self.wal.delivered();
         delivered.start_over(self.next);
         drop(delivered);
@@ -27,7 +43,7 @@ impl<F: Fs> LogReader<F> {
         self.held = false;
         self.gather = None;
         self.missing = None;
-        self.wal.checkpoint(now)?;
-        Ok(again.iter().filter_map(|range| range.end.distance_from(range.start)).sum())
+        self.left_out = None;
+        taken
     }
 }

@@ -198,10 +198,34 @@ fn requests_too_large(site: &mut Site) {
         site.proxy.forge(Of::Batches, row.forgery);
         site.send(&name, ROWS, false);
         site.wait_stored(&name, ROWS);
-        assert!(site.persister.count("splits") > splits, "{:?}", row.answer);
+        // What it says of itself is a moment old.
+        let what = format!("split for {:?}", row.answer);
+        site.persister.wait(&what, || site.persister.count("splits") > splits);
         site.proxy.heal();
     }
     assert_eq!(site.persister.dead_letters(), before, "nothing was given up");
+}
+
+/// What a node takes by its settings, which nobody tells: half of what many rows make.
+fn a_limit_is_remembered(site: &mut Site) {
+    const BYTES: usize = 3_000;
+    // Few enough for the share of refused rows that other tests look at.
+    const MANY: usize = 30;
+    let row = table::of_sizes().remove(0);
+    site.proxy.forge(Of::BatchesOver(BYTES), row.forgery);
+    let mut splits = Vec::new();
+    for round in 0..3 {
+        let name = format!("limit-{round}");
+        let (before, rows) = (site.persister.count("splits"), site.persister.count("rows_written"));
+        site.send(&name, MANY, false);
+        site.wait_stored(&name, MANY);
+        site.persister
+            .wait("told of", || site.persister.count("rows_written") >= rows + MANY as u64);
+        splits.push(site.persister.count("splits") - before);
+    }
+    site.proxy.heal();
+    eprintln!("splits of {MANY} rows, {BYTES} bytes allowed, by rounds: {splits:?}");
+    assert!(splits.iter().sum::<u64>() > 0 && splits[2] == 0, "{splits:?}");
 }
 
 fn rows_at_fault(site: &mut Site) {
@@ -351,6 +375,7 @@ fn no_error_of_a_database_loses_a_message_and_each_is_told_of_and_treated_by_its
     let mut site = Site::start();
     let started = begun.elapsed();
     let codes = errors_of_the_store(&mut site);
+    a_limit_is_remembered(&mut site);
     requests_too_large(&mut site);
     rows_at_fault(&mut site);
     all_rows_refused(&mut site);

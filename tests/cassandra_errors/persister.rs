@@ -57,12 +57,19 @@ fn write_password(path: &Path, password: &str) {
 pub fn apply_schema(dir: &Path, node: &str) {
     let contact = [("STORE__CASSANDRA__CONTACT_POINTS", node)];
     let environment = environment(dir, ("cassandra", "cassandra"), &contact);
-    let output = std::process::Command::new(PROGRAM)
-        .args(["schema", "apply"])
-        .envs(environment)
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    // A node that has just started, or made tables, may need longer than a request may take.
+    let deadline = Instant::now() + WAIT;
+    loop {
+        let output = std::process::Command::new(PROGRAM)
+            .args(["schema", "apply"])
+            .envs(environment.clone())
+            .output()
+            .unwrap();
+        if output.status.success() {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{}", String::from_utf8_lossy(&output.stderr));
+    }
 }
 
 impl Persister {

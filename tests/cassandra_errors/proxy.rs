@@ -31,6 +31,8 @@ pub enum Of {
     All,
     /// Those of more than one row.
     Batches,
+    /// Those of more than one row that are longer than this.
+    BatchesOver(usize),
     /// Those that have these bytes.
     With(&'static str),
 }
@@ -165,6 +167,7 @@ impl Proxy {
         let is_meant = match of {
             Of::All => true,
             Of::Batches => opcode == BATCH,
+            Of::BatchesOver(bytes) => opcode == BATCH && body.len() > bytes,
             Of::With(bytes) => body.windows(bytes.len()).any(|window| window == bytes.as_bytes()),
         };
         if !is_meant {

@@ -154,7 +154,7 @@ fn dead_letters(site: &Site) -> (BTreeSet<DeadLetterKey>, usize) {
 }
 
 /// Bytes as the command line shows them.
-fn shown(payload: &[u8]) -> String {
+pub fn shown(payload: &[u8]) -> String {
     match std::str::from_utf8(payload) {
         Ok(text) => text.to_owned(),
         Err(_) => payload.iter().fold(String::from("0x"), |text, byte| format!("{text}{byte:02x}")),

@@ -210,6 +210,18 @@ pub fn long_poison(messages: usize, bytes: usize) -> Vec<Sent> {
         .collect()
 }
 
+/// Metrics that are so many bytes long each; with the good reason that JSON allows for space behind it.
+pub fn long_metrics(messages: usize, bytes: usize) -> Vec<Sent> {
+    let begin_ms = crate::persister::now_ms() - 1_000_000;
+    let plan = Plan { metrics: messages, series: 50, alarms: 0, per_s: 1, later_ms: 0 };
+    let sent = |number| {
+        let mut sent = metric(plan, number, begin_ms + i64::try_from(number).unwrap());
+        sent.payload.resize(bytes, b' ');
+        sent
+    };
+    (0..messages).map(sent).collect()
+}
+
 fn messages(plan: Plan, now_ms: i64) -> Vec<Sent> {
     let mut messages = Vec::new();
     let every = (plan.metrics / plan.alarms.max(1)).max(1);

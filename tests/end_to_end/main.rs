@@ -16,6 +16,7 @@
 mod audit;
 mod back_pressure;
 mod clock;
+mod dead_letters;
 mod gaps;
 mod ledger;
 mod load;
@@ -27,10 +28,11 @@ mod persister;
 mod rebalance;
 mod slow_link;
 mod topics;
+mod two_nodes;
 
 use std::time::Duration;
 
-use harness::{Cassandra, Kafka};
+use harness::{Cassandra, CassandraBuilder, Kafka};
 
 use audit::Audit;
 use load::{Load, Plan};
@@ -71,11 +73,11 @@ impl Dice {
 /// A node acknowledges before its commit log is synced, and may lose what it acknowledged just before a kill. That is
 /// not the persister's to answer for in these tests, so this node syncs first.
 fn syncing_cassandra() -> Cassandra {
-    Cassandra::builder()
-        .setting("commitlog_sync", "batch")
-        .without("commitlog_sync_period")
-        .start()
-        .unwrap()
+    syncing().start().unwrap()
+}
+
+fn syncing() -> CassandraBuilder {
+    Cassandra::builder().setting("commitlog_sync", "batch").without("commitlog_sync_period")
 }
 
 /// Waits until everything is consumed, committed and delivered, stops cleanly, and audits.

@@ -176,7 +176,13 @@ impl Process {
 
     fn fetch_from(&mut self, start: Start, partition: i32, at: &mut Surroundings) {
         let offset = match start {
-            Start::At(offset) => offset,
+            Start::At(offset) => {
+                if offset <= at.low_offset(partition) {
+                    // Nothing is there any more to compare with.
+                    at.goes_on_behind_retention(partition, offset);
+                }
+                offset
+            }
             Start::Beginning => at.begins_at_oldest(partition),
             Start::End => panic!("the simulation begins with the oldest message"),
         };

@@ -1,6 +1,6 @@
 //! One persister on a machine of its own: two disks, and a process as long as it lives.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use monasca_persister::offset_ranges::OffsetRange;
 use wal::Fs as _;
@@ -22,6 +22,9 @@ pub struct Instance {
     backup: Option<SimDisk>,
     /// The log's disk has rotten bytes.
     pub rotten: bool,
+    /// Records were moved in the log. Rot is one fault more than is provided for then: nothing tells which offsets a
+    /// damaged place held that holds moved records.
+    has_moved: bool,
     pub process: Option<Process>,
     /// The process stands still.
     pub is_frozen: bool,
@@ -29,6 +32,8 @@ pub struct Instance {
     pub is_gone: bool,
     /// Instances that it is to take over from.
     pub orders: BTreeSet<usize>,
+    /// The store's nodes and their lives, in a file of its own; until they are known, one that never answers.
+    lives: Option<BTreeMap<String, i64>>,
 }
 
 impl Instance {
@@ -38,10 +43,12 @@ impl Instance {
             disks: [SimDisk::new(dice.next()), SimDisk::new(dice.next())],
             backup: None,
             rotten: false,
+            has_moved: false,
             process: None,
             is_frozen: false,
             is_gone: false,
             orders: BTreeSet::new(),
+            lives: None,
         }
     }
 
@@ -98,8 +105,20 @@ impl Instance {
     /// Opens the logs and joins the group.
     pub fn open(&mut self, at: &mut Surroundings) -> Result<(), Died> {
         let Surroundings { now, dice, settings, .. } = at;
-        let mut process =
-            Process::start(self.number, &self.disks, *now, dice, *settings, self.rotten)?;
+        let mut process = Process::start(
+            self.number,
+            &self.disks,
+            *now,
+            dice,
+            *settings,
+            self.rotten,
+            &self.lives.clone().unwrap_or_default(),
+        )?;
+        self.lives.get_or_insert_with(|| BTreeMap::from([("unknown".to_owned(), 0)]));
+        if at.settings.store_loses {
+            // It asks before anything is delivered.
+            process.watch(at)?;
+        }
         process.tell_gaps(at);
         process.join(at);
         at.tell(|| {
@@ -111,6 +130,10 @@ impl Instance {
 
     /// Something that the process does by itself, or is answered.
     pub fn act(&mut self, at: &mut Surroundings) -> Result<(), Died> {
+        // A thread of its own: it looks, or something else comes first.
+        if at.dice.one_in(2) {
+            self.watch(at)?;
+        }
         let Some(process) = &mut self.process else { return Ok(()) };
         match at.dice.below(25) {
             0..=3 => process.poll(at),
@@ -122,7 +145,10 @@ impl Instance {
             }
             9..=10 => process.deliver(at),
             11..=14 => (0..4).try_for_each(|_| process.answer_request(at)),
-            15 => process.checkpoint(at.now),
+            15 => {
+                self.has_moved |= process.checkpoint(!self.rotten, at)?;
+                Ok(())
+            }
             16..=18 => process.keep_ledger(at).map(|_| ()),
             19 => process.fetch_owed(at),
             20 => process.heed(at),
@@ -133,8 +159,21 @@ impl Instance {
         }
     }
 
+    fn watch(&mut self, at: &mut Surroundings) -> Result<(), Died> {
+        if let Some(process) = self.process.as_mut().filter(|_| at.settings.store_loses)
+            && let Some(present) = process.watch(at)?
+            // The file may not be written now.
+            && !present.is_empty()
+            && !at.dice.one_in(8)
+        {
+            self.lives = Some(present);
+        }
+        Ok(())
+    }
+
     /// Everything that a process does, once.
     pub fn act_in_turn(&mut self, at: &mut Surroundings) -> Result<(), Died> {
+        self.watch(at)?;
         let Some(process) = &mut self.process else { return Ok(()) };
         process.heed(at)?;
         if at.dice.one_in(20) {
@@ -145,7 +184,7 @@ impl Instance {
         process.turn(at)?;
         process.sync()?;
         process.deliver(at)?;
-        process.checkpoint(at.now)?;
+        self.has_moved |= process.checkpoint(!self.rotten, at)?;
         process.keep_ledger(at)?;
         process.take_over(&mut self.orders, at)?;
         process.fetch_owed(at)?;
@@ -180,7 +219,10 @@ impl Instance {
             let seed = at.dice.next();
             oracle::check_recovery(
                 &self.disks,
-                |disks, dice| Process::start(self.number, disks, at.now, dice, at.settings, false),
+                |disks, dice| {
+                    let lives = &self.lives.clone().unwrap_or_default();
+                    Process::start(self.number, disks, at.now, dice, at.settings, false, lives)
+                },
                 level,
                 seed,
             );
@@ -205,7 +247,7 @@ impl Instance {
 
     /// Sometimes the disk with the log is lost, an older copy is put back, or bytes rot. Its next start must notice.
     fn harm_the_log(&mut self, at: &mut Surroundings) {
-        if !at.settings.ledger {
+        if !at.settings.ledger || at.settings.store_loses {
             return;
         }
         match at.dice.below(12) {
@@ -230,7 +272,7 @@ impl Instance {
             }
             2 | 3 if !self.rotten => self.backup = Some(self.disks[0].fork()),
             // Once: rot that meets what was fetched again because of rot is one fault more than is provided for.
-            4 if !self.rotten => {
+            4 if !self.rotten && !self.has_moved => {
                 at.tally.disks_rotten += 1;
                 at.tell(|| format!("{}: disk rots", self.number));
                 bury(at, &self.disks[0]);
@@ -259,8 +301,15 @@ impl Instance {
         at: &Surroundings,
         dice: &mut Dice,
     ) -> Result<Vec<(String, OffsetRange)>, Died> {
-        let mut process =
-            Process::start(self.number, disks, at.now, dice, at.settings, self.rotten)?;
+        let mut process = Process::start(
+            self.number,
+            disks,
+            at.now,
+            dice,
+            at.settings,
+            self.rotten,
+            &self.lives.clone().unwrap_or_default(),
+        )?;
         let mut owed = Vec::new();
         if at.settings.ledger {
             let ledger = &at.kafka.ledgers[self.number];

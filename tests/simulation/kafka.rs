@@ -197,6 +197,22 @@ impl Kafka {
                 || epoch.is_none_or(|(epoch, _)| *epoch == offset.leader_epoch))
     }
 
+    /// Partitions of which the group has consumed nothing.
+    pub fn unconsumed(&self) -> Vec<i32> {
+        let is_unconsumed = |(number, partition): &(i32, &Partition)| {
+            let committed = self.group.committed().get(number);
+            let ours = committed.filter(|committed| committed.topic == self.topic.id);
+            ours.is_none_or(|ours| self.is_emptied(partition, ours.next))
+        };
+        self.topic.numbered().filter(is_unconsumed).map(|(number, _)| number).collect()
+    }
+
+    /// Whether retention took all of it, from before `next` was committed: by one who consumes no more, after the next one
+    /// was given the partition without any offset.
+    pub fn is_emptied(&self, partition: &Partition, next: i64) -> bool {
+        next < partition.low && partition.low == partition.end()
+    }
+
     /// Partitions that have less than the group has consumed.
     pub fn behind_their_offsets(&self) -> Vec<usize> {
         let is_behind = |(number, partition): (i32, &Partition)| {
@@ -223,11 +239,18 @@ impl Kafka {
     }
 }
 
+/// The value meta of a message; most have none.
+pub fn value_meta(sequence: u32) -> String {
+    if sequence.is_multiple_of(3) { format!(r#"{{"n":"{sequence}"}}"#) } else { String::new() }
+}
+
 /// A metric message as a producer writes it.
 pub fn metric_message(series: u32, time_ms: i64, sequence: u32, refused: bool) -> Vec<u8> {
     let tenant = if refused { "refused" } else { "tenant" };
+    let meta = value_meta(sequence);
+    let meta = if meta.is_empty() { meta } else { format!(r#","value_meta":{meta}"#) };
     format!(
-        r#"{{"metric":{{"name":"metric-{series}","dimensions":{{"hostname":"host-{series}"}},"timestamp":{time_ms},"value":{sequence}}},"meta":{{"tenantId":"{tenant}","region":"region"}},"creation_time":1}}"#
+        r#"{{"metric":{{"name":"metric-{series}","dimensions":{{"hostname":"host-{series}"}},"timestamp":{time_ms},"value":{sequence}{meta}}},"meta":{{"tenantId":"{tenant}","region":"region"}},"creation_time":1}}"#
     )
     .into_bytes()
 }

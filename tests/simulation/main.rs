@@ -109,6 +109,20 @@ fn seeds_lose_nothing_and_repeat_nothing() {
         assert!(total.crashes > seeds && total.power_cuts > seeds / 2, "{total:?}");
         assert!(total.clean_stops > seeds && total.freezes > seeds, "{total:?}");
         assert!(total.store_failures > seeds && total.dead_letters > seeds / 10, "{total:?}");
+        assert!(
+            total.store_losses > seeds / 10 && total.rows_lost_by_store > seeds / 4,
+            "{total:?}"
+        );
+        assert!(
+            total.delivered_again > seeds / 10 && total.losses_unwatched > seeds / 20,
+            "{total:?}"
+        );
+        // 20,000 seeds have more than a thousand outages.
+        assert!(total.outages > seeds / 20, "{total:?}");
+        assert!(total.overloads > seeds && total.tables_changed > seeds / 10, "{total:?}");
+        assert!(total.half_away > seeds && total.rows_set_aside > seeds, "{total:?}");
+        assert!(total.came_back > seeds / 100, "{total:?}");
+        assert!(total.given_up > seeds / 100, "{total:?}");
         assert!(total.rebalances > seeds && total.repeated > seeds / 10, "{total:?}");
         assert!(total.asked_back > seeds / 4 && total.changed_hands > seeds / 2, "{total:?}");
         assert!(total.partitions_lost > seeds / 4 && total.expired > seeds, "{total:?}");

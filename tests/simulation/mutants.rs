@@ -31,8 +31,23 @@ pub enum Bug {
     IgnoreRetention,
     /// A partition that has less than was consumed goes on at its end, whatever was written since.
     GoOnAtEnd,
+    /// That the store lost power is not looked at.
+    TrustStore,
+    /// The hold-back counts while nobody could look at the store.
+    HoldBackUnwatched,
+    /// An absent value meta is not written, so that an older one shows through.
+    LeaveMetaOut,
+    /// A cause that is the table's is taken for the rows'.
+    BelieveRefusals,
     /// Leader epochs are not looked at: a history that was replaced looks like the old one.
     IgnoreLeaderEpoch,
+}
+
+impl Bug {
+    /// It shows only where the store loses power, or where a table of it changes.
+    pub const fn is_about_losses(self) -> bool {
+        matches!(self, Self::TrustStore | Self::HoldBackUnwatched | Self::BelieveRefusals)
+    }
 }
 
 /// A deliberate bug, the oracle that must notice it, and others that may notice it in other seeds: what one does not
@@ -47,7 +62,7 @@ const fn mutant(bug: Bug, oracle: &'static str, others: &'static [&'static str])
     Mutant { bug, oracle, others }
 }
 
-pub const MUTANTS: [Mutant; 15] = [
+pub const MUTANTS: [Mutant; 19] = [
     mutant(Bug::CommitBeforeDurable, "I3", &["I5", "I8"]),
     mutant(Bug::CommitBeforeLedger, "I13", &["I3", "I5", "I8"]),
     mutant(Bug::TrustForeignLog, "I3", &["I5", "I8", "I13"]),
@@ -58,12 +73,16 @@ pub const MUTANTS: [Mutant; 15] = [
     mutant(Bug::RetryRefusedCommit, "G1", &["G2"]),
     mutant(Bug::RememberGonePartition, "G1", &["G2"]),
     mutant(Bug::TakeOverUnnoted, "I3", &["I5", "I8", "I13"]),
-    mutant(Bug::WriteOverFirst, "I13", &["I3"]),
+    mutant(Bug::WriteOverFirst, "I13", &["I3", "I5"]),
     mutant(Bug::LogPlusOneAfterRecreation, "I3", &["I5", "I8", "I9", "G2"]),
     mutant(Bug::TrustForeignCommit, "I3", &["I5", "I8", "I9", "G2"]),
     // What was settled wrongly may be owed in one place and not in another, and never come to rest.
     mutant(Bug::SettleWithForeign, "I3", &["I5", "I8", "I9"]),
     mutant(Bug::IgnoreRetention, "I3", &["I5", "I8", "I13"]),
+    mutant(Bug::TrustStore, "I3", &["I5", "I8", "I13"]),
+    mutant(Bug::HoldBackUnwatched, "I3", &["I5", "I8", "I13"]),
+    mutant(Bug::LeaveMetaOut, "I8", &[]),
+    mutant(Bug::BelieveRefusals, "I10", &[]),
     mutant(Bug::GoOnAtEnd, "I3", &["I5", "I8", "I9", "I13", "G2"]),
     mutant(Bug::IgnoreLeaderEpoch, "I3", &["I5", "I8", "I9", "I13", "G2"]),
 ];

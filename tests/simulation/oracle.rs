@@ -10,7 +10,10 @@
 //!   Kafka has).
 //! - I6: recovering twice, or after a crash while recovering, gives the same.
 //! - I8: at the end the store holds per key the message with the highest write time and nothing else, every series in
-//!   it is described, and each bad message is a dead letter, with its own bytes.
+//!   it is described, and each bad message is a dead letter, with its own bytes, and no good one, unless a table had
+//!   changed.
+//! - I10: while the store is away, memory and log are bounded, and so are dead letters while it refuses everything; see
+//!   `process.rs`.
 //! - I9: without faults everything comes to rest; see `world.rs`. G1 and G2: see `group.rs`.
 //!
 //! Dead letters share their disk's fate: those of a lost one need not be anywhere else.
@@ -28,10 +31,10 @@ use wal::Scanned;
 use wal::sim::{CrashLevel, SimDisk};
 
 use crate::dice::Dice;
-use crate::kafka::{Fate, Kafka, Message, Topic};
+use crate::kafka::{Fate, Kafka, Message, Topic, value_meta};
 use crate::ledger_keeper::owed_of_topics;
 use crate::process::{Died, Process, RECORD_BYTES_MAX};
-use crate::store::Store;
+use crate::store::{Store, TABLE_CHANGED};
 use crate::surroundings::Surroundings;
 
 type Offset = (i32, i64);
@@ -85,7 +88,7 @@ fn is_stored(store: &Store, message: &Message) -> bool {
     store
         .rows
         .get(&(id(series), time_ms))
-        .is_some_and(|cell| cell.write_time_us >= message.timestamp_ms * 1000)
+        .is_some_and(|row| row.value.write_time_us >= message.timestamp_ms * 1000)
 }
 
 /// Offsets of one topic.
@@ -190,8 +193,10 @@ pub fn check_committed(at: &Surroundings, holdings: &[Holding]) {
             topic.claims.get(&partition),
             message.fate
         );
-        // Of two that have it one may be lost. What only one has and Kafka lost goes with it: nobody can give it again.
-        if let ([only], true) = (&holders[..], at.settings.ledger && is_of_present) {
+        // Of two that have it one may be lost. What only one has and Kafka lost goes with it: nobody can give it again. Nor
+        // can anybody give what the store lost, until the one that delivered it has done so again.
+        let may_be_lost = at.settings.ledger && !at.settings.store_loses && is_of_present;
+        if let ([only], true) = (&holders[..], may_be_lost) {
             assert!(
                 holdings[*only].has_when_lost(&topic.id, this, timestamp_ms),
                 "I13: {partition}/{offset} was committed; only instance {only} has it, and its ledger does not say so"
@@ -269,27 +274,32 @@ pub fn check_recovery(
     );
 }
 
-/// I5 and I8, when everything has come to rest.
+/// I5 and I8, when everything has come to rest. Returns the dead letters that must be, and those that need not be.
 pub fn check_final<'a>(
     at: &Surroundings,
     dead_letter_disks: impl Iterator<Item = &'a SimDisk>,
-) -> u64 {
+) -> (u64, u64) {
     let store = &at.store;
     // What may be there, and what must.
     let mut sent: BTreeMap<(MetricId, i64), BTreeMap<i64, u32>> = BTreeMap::new();
-    let mut sent_bad: BTreeMap<i64, &Option<Vec<u8>>> = BTreeMap::new();
+    let mut payloads: BTreeMap<i64, &Message> = BTreeMap::new();
     let all = at.kafka.topics().flat_map(Topic::messages).map(|(_, _, message)| message);
     let torn = at.kafka.topics().flat_map(Topic::torn).map(|(_, torn)| &torn.message);
     for message in all.chain(torn) {
-        match message.fate {
-            Fate::Stored { series, time_ms, sequence } => {
-                let key = (id(series), time_ms);
-                sent.entry(key).or_default().insert(message.timestamp_ms, sequence);
-            }
-            Fate::Refused | Fate::Poison => {
-                sent_bad.insert(message.timestamp_ms, &message.payload);
-            }
+        payloads.insert(message.timestamp_ms, message);
+        if let Fate::Stored { series, time_ms, sequence } = message.fate {
+            let key = (id(series), time_ms);
+            sent.entry(key).or_default().insert(message.timestamp_ms, sequence);
         }
+    }
+    let mut found: BTreeMap<i64, DeadLetter> = BTreeMap::new();
+    for letter in dead_letter_disks.flat_map(dead_letters) {
+        // A message delivered again after a crash may be here twice, with the same bytes.
+        let key = letter.timestamp_ms.unwrap();
+        if let Some(before) = found.get(&key) {
+            assert_eq!(before.payload, letter.payload, "I8: a dead letter changed");
+        }
+        found.insert(key, letter);
     }
     let mut winners: BTreeMap<(MetricId, i64), i64> = BTreeMap::new();
     let mut bad: BTreeSet<i64> = BTreeSet::new();
@@ -305,6 +315,7 @@ pub fn check_final<'a>(
             || at.reported.contains(&message.timestamp_ms);
         match message.fate {
             _ if excused => {}
+            Fate::Stored { .. } if found.contains_key(&message.timestamp_ms) => {}
             Fate::Stored { series, time_ms, .. } => {
                 let winner = winners.entry((id(series), time_ms)).or_insert(message.timestamp_ms);
                 *winner = (*winner).max(message.timestamp_ms);
@@ -315,43 +326,42 @@ pub fn check_final<'a>(
         }
     }
     for (key, timestamp_ms) in &winners {
-        let cell = store.rows.get(key).unwrap_or_else(|| panic!("I5: {key:?} was never stored"));
+        let row = store.rows.get(key).unwrap_or_else(|| panic!("I5: {key:?} was never stored"));
         assert!(
-            cell.write_time_us >= timestamp_ms * 1000,
+            row.value.write_time_us >= timestamp_ms * 1000,
             "I8: write time of {key:?}: {} is older than {timestamp_ms} ms",
-            cell.write_time_us
+            row.value.write_time_us
         );
     }
-    for (key, cell) in &store.rows {
-        let sequence = sent.get(key).and_then(|sent| sent.get(&(cell.write_time_us / 1000)));
-        let sequence = sequence.unwrap_or_else(|| panic!("I8: {key:?} {cell:?}: nobody sent that"));
-        assert!((cell.value - f64::from(*sequence)).abs() < f64::EPSILON, "I8: value of {key:?}");
+    for (key, row) in &store.rows {
+        let sequence = sent.get(key).and_then(|sent| sent.get(&(row.value.write_time_us / 1000)));
+        let sequence = *sequence.unwrap_or_else(|| panic!("I8: {key:?} {row:?}: nobody sent that"));
+        let value = row.value.value;
+        assert!((value - f64::from(sequence)).abs() < f64::EPSILON, "I8: value of {key:?}");
+        assert_eq!(row.meta.value, value_meta(sequence), "I8: another message's meta at {key:?}");
         assert!(
             store.definitions.contains_key(&key.0),
             "I8: series {} has rows but no definition",
             key.0
         );
     }
-    let mut found = BTreeMap::new();
-    for letter in dead_letter_disks.flat_map(dead_letters) {
-        // A message delivered again after a crash may be here twice, with the same bytes.
-        let key = letter.timestamp_ms.unwrap();
-        if let Some(before) = found.insert(key, letter.payload.clone()) {
-            assert_eq!(before, letter.payload, "I8: a dead letter changed");
-        }
-    }
     for key in &bad {
         let there = found.contains_key(key) || at.buried.contains(key);
         assert!(there, "I5: the message of {key} ms is not in the dead letters");
     }
+    let mut given_up = 0;
     for (key, letter) in &found {
-        let Some(payload) = sent_bad.get(key) else {
-            panic!("I8: the good message of {key} ms is in the dead letters");
-        };
+        let Message { payload, fate, .. } = payloads[key];
+        let is_good = matches!(fate, Fate::Stored { .. });
+        assert!(
+            !is_good || letter.code == TABLE_CHANGED,
+            "I8: the good message of {key} ms is in the dead letters"
+        );
+        given_up += u64::from(is_good);
         let whole = payload.as_ref().is_none_or(|payload| payload.len() <= RECORD_BYTES_MAX);
         let kept =
             payload.as_ref().map(|payload| if whole { &payload[..] } else { &payload[..4096] });
-        assert_eq!(letter.as_deref(), kept, "I8: bytes of the dead letter of {key} ms");
+        assert_eq!(letter.payload.as_deref(), kept, "I8: bytes of the dead letter of {key} ms");
     }
-    bad.len() as u64
+    (bad.len() as u64, given_up)
 }

@@ -5,22 +5,24 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use monasca_persister::aside::Aside;
 use monasca_persister::dead_letters::DeadLetters;
 use monasca_persister::deliver::{DeliverConfig, UnitId};
 use monasca_persister::delivered::DeliveredOffsets;
-use monasca_persister::delivery::Delivery;
+use monasca_persister::delivery::{Delivery, Held};
 use monasca_persister::envelope::{Envelope, TimestampType};
 use monasca_persister::gather::{GatherConfig, Kind, Unit};
 use monasca_persister::ingest::{IngestConfig, Start};
 use monasca_persister::intake::Intake;
 use monasca_persister::kafka_gap::{GapPolicies, GapPolicy};
 use monasca_persister::keeper::{self, Keeper};
+use monasca_persister::lives::Lives;
 use monasca_persister::log_reader::{LogReader, LookAhead};
 use monasca_persister::offset_note::{LogOffsets, OffsetCarry};
 use monasca_persister::offset_ranges::OffsetRanges;
 use monasca_persister::offset_trail;
 use storage::definitions::DefinitionMemory;
-use storage::{IdScheme, StoreError, Verdict};
+use storage::{IdScheme, NodeLife, StoreError};
 use wal::sim::SimDisk;
 use wal::{NoCarry, Wal, WalConfig};
 
@@ -30,10 +32,20 @@ use crate::group::{MemberId, Offset};
 use crate::kafka::{Kafka, Message};
 use crate::ledger_keeper::{Takeover, ToLedger};
 use crate::mutants::Bug;
-use crate::store::Store;
+use crate::store;
+use crate::store::TABLE_CHANGED;
 use crate::surroundings::Surroundings;
 
-pub const RETENTION: Duration = Duration::from_secs(3600);
+pub const RETENTION: Duration = Duration::from_secs(45 * 86_400);
+pub const HOLD_BACK: Duration = Duration::from_secs(5);
+/// How often the store's node is asked which life it is in.
+const ASK_INTERVAL: Duration = Duration::from_secs(1);
+const IN_FLIGHT_MAX: usize = 8;
+/// A gather is taken over while less is outstanding.
+const ROWS_HELD: usize = 60;
+const GATHER_ROWS: usize = 20;
+/// A record takes 150 bytes at least.
+const SEGMENT_ROWS: usize = 24 * 1024 / 150;
 
 /// The process ended because the disk stopped or failed, and how it said so.
 #[derive(Debug)]
@@ -75,9 +87,17 @@ pub struct Process {
     /// Commits that Kafka has not answered.
     pub(crate) commits: VecDeque<Commit>,
     pub(crate) takeover: Option<Takeover>,
-    /// Requests that the store has not answered.
+    /// Requests that the store has not looked at.
     requests: Vec<(UnitId, Arc<Unit>)>,
+    /// Answers of the store on their way.
+    answers: Vec<(UnitId, Result<(), StoreError>)>,
     flushes: u32,
+    lives: Lives,
+    asked: Option<Duration>,
+    /// When the question was asked that the store's node has answered, with the answer: it is on its way.
+    told: Option<(Duration, Vec<NodeLife>)>,
+    watched_until: Duration,
+    memory: Arc<Mutex<DefinitionMemory>>,
 }
 
 /// Settings of the logs: small, so that a run has many segments and sometimes a full log.
@@ -88,7 +108,7 @@ fn wal_config() -> WalConfig {
         segment_bytes: 24 * 1024,
         max_bytes: 160 * 1024,
         max_record_bytes: RECORD_BYTES_MAX,
-        hold_back: Duration::from_secs(5),
+        hold_back: HOLD_BACK,
         ..WalConfig::default()
     }
 }
@@ -106,6 +126,8 @@ pub struct Settings {
     pub ledger: bool,
     /// Where Kafka's history and theirs part, consumption goes on by itself.
     pub goes_on: bool,
+    /// The store may lose power. Then no disk of an instance is lost: what one of them lost the other would have to have.
+    pub store_loses: bool,
 }
 
 impl Process {
@@ -115,8 +137,9 @@ impl Process {
         disks: &[SimDisk; 2],
         now: Duration,
         dice: &mut Dice,
-        Settings { bug, ledger, goes_on }: Settings,
+        Settings { bug, ledger, goes_on, store_loses }: Settings,
         rotten: bool,
+        lives: &BTreeMap<String, i64>,
     ) -> Result<Self, Died> {
         let (wal, report) =
             Wal::open(disks[0].clone(), wal_config(), Box::<OffsetCarry>::default(), now)
@@ -148,17 +171,26 @@ impl Process {
             batch_bytes_max: 4096,
             message_bytes_max: 4096,
         };
-        let look_ahead = LookAhead { rows_max: 20, freshness: Duration::from_secs(1) };
-        let reader =
-            LogReader::new(wal.clone(), gather, look_ahead, Arc::clone(&memory), delivered)
-                .with_replicas(Arc::new(|series| Some(u64::from(series.as_bytes()[0] % 2))));
+        let aside = Arc::new(Mutex::new(Aside::default()));
+        let look_ahead = LookAhead { rows_max: GATHER_ROWS, freshness: Duration::from_secs(1) };
+        let reader = LogReader::new(
+            wal.clone(),
+            gather,
+            look_ahead,
+            Arc::clone(&memory),
+            Arc::clone(&delivered),
+        )
+        .with_aside(Arc::clone(&aside))
+        .with_replicas(Arc::new(|series| Some(store::replicas(series))));
         let deliver = DeliverConfig {
-            in_flight_max: 8,
-            needs_flush: dice.one_in(3),
+            in_flight_max: IN_FLIGHT_MAX,
+            needs_flush: !store_loses && dice.one_in(3),
             seed: dice.next(),
             ..DeliverConfig::default()
         };
-        let delivery = Delivery::new(deliver, wal.clone(), dead_letters.clone(), memory);
+        let delivery =
+            Delivery::new(deliver, wal.clone(), dead_letters.clone(), Arc::clone(&memory))
+                .with_aside(aside, delivered);
         let policy = if goes_on { GapPolicy::Continue } else { GapPolicy::Stop };
         let config = IngestConfig {
             commit_interval: Duration::from_millis(500),
@@ -188,7 +220,13 @@ impl Process {
             commits: VecDeque::new(),
             takeover: None,
             requests: Vec::new(),
+            answers: Vec::new(),
             flushes: 0,
+            lives: Lives::new(lives.clone(), HOLD_BACK, now),
+            asked: None,
+            told: None,
+            watched_until: if store_loses { now } else { Duration::MAX },
+            memory,
         })
     }
 
@@ -211,13 +249,71 @@ impl Process {
         }
     }
 
+    /// Asks the store's node which life it is in, once a second; the answer may take its time. What it may have lost is
+    /// delivered again. Returns what the next start must know.
+    pub fn watch(&mut self, at: &mut Surroundings) -> Result<Option<BTreeMap<String, i64>>, Died> {
+        let now = at.now;
+        let Some((asked, answers)) = self.told.take() else {
+            if self.asked.is_none_or(|asked| now.saturating_sub(asked) >= ASK_INTERVAL) {
+                self.asked = Some(now);
+                let life = NodeLife { node: "node".to_owned(), life: Some(at.store.life) };
+                let is_answered = at.store.is_up && !at.dice.one_in(20);
+                self.told = Some((now, if is_answered { vec![life] } else { Vec::new() }));
+            }
+            return Ok(None);
+        };
+        let loss = self.lives.on(&answers, asked, now);
+        if let Some(loss) = loss.filter(|_| self.bug != Bug::TrustStore) {
+            at.tally.delivered_again += 1;
+            self.delivery.start_over(now).map_err(Died::of)?;
+            self.collect();
+            let since = match loss.seen {
+                Some(seen) => now.saturating_sub(seen).saturating_add(HOLD_BACK),
+                None => now,
+            };
+            let since_ms = at.now_ms() - i64::try_from(since.as_millis()).unwrap();
+            self.memory.lock().unwrap().forget_since(since_ms);
+            match self.reader.start_over(self.hold_back_clock(now)) {
+                Ok(_) | Err(wal::WalError::NoSpace { .. }) => {}
+                Err(error) => return Err(Died::of(error)),
+            }
+        }
+        if let Some(until) = self.lives.watched_until(asked) {
+            self.watched_until = until;
+        }
+        Ok(self.lives.present())
+    }
+
+    /// Whether it knows in which life the store is.
+    pub fn knows(&self, life: i64) -> bool {
+        self.lives.present().is_some_and(|lives| lives.get("node") == Some(&life))
+    }
+
+    fn hold_back_clock(&self, now: Duration) -> Duration {
+        match self.bug {
+            Bug::HoldBackUnwatched => now,
+            _ => now.min(self.watched_until),
+        }
+    }
+
+    /// I10: however long the store is away, memory and log are bounded.
+    pub fn check_bounds(&self) {
+        let rows = self.delivery.machine().outstanding_rows();
+        // The last gather comes on top, and is larger by what is read at once: up to a segment.
+        assert!(rows <= ROWS_HELD + GATHER_ROWS + SEGMENT_ROWS, "I10: {rows} rows are held");
+        let requests = self.requests.len() + self.answers.len();
+        assert!(requests <= 2 * IN_FLIGHT_MAX, "I10: {requests} requests are under way");
+        let bytes = self.wal.status().allocated_bytes;
+        assert!(bytes <= wal_config().max_bytes, "I10: the log has {bytes} bytes");
+    }
+
     /// The reader looks ahead and hands over what is complete.
-    pub fn deliver(&mut self, at: &Surroundings) -> Result<(), Died> {
+    pub fn deliver(&mut self, at: &mut Surroundings) -> Result<(), Died> {
         if let Some(positions) = self.reader.missing() {
             let known = self.keeper.log_offsets().next;
-            let owed =
-                offset_trail::cover(&self.disk, &positions, &known, &self.keeper.delivered())
-                    .map_err(Died::of)?;
+            let (told, moved) = (self.keeper.delivered(), self.keeper.holds_moved());
+            let owed = offset_trail::cover(&self.disk, &positions, &known, &told, moved)
+                .map_err(Died::of)?;
             at.tell(|| format!("{}: {positions:?} missing, covered by {owed:?}", self.instance));
             match self.bug {
                 Bug::IgnoreGap => self.reader.owed(),
@@ -228,7 +324,12 @@ impl Process {
                 },
             }
         }
-        if self.delivery.machine().outstanding_rows() < 60
+        if self.delivery.take_come_back() {
+            self.delivery.come_back(at.now).map_err(Died::of)?;
+            at.tally.came_back += 1;
+        }
+        self.reader.come_back_if_wanted();
+        if self.delivery.machine().outstanding_rows() < ROWS_HELD
             && let Some(gathered) =
                 self.reader.pull(false, at.now, at.now_ms()).map_err(Died::of)?
         {
@@ -246,56 +347,64 @@ impl Process {
         }
     }
 
-    /// The store answers one request: in any order, truthfully or by a time-out after which nobody knows.
+    /// The store looks at one request, in any order; or one of its answers arrives.
     pub fn answer_request(&mut self, at: &mut Surroundings) -> Result<(), Died> {
-        let Surroundings { store, dice, now, store_up, .. } = at;
+        let Surroundings { store, dice, now, .. } = at;
         if self.flushes > 0 {
             self.flushes -= 1;
-            let ok = *store_up && !dice.one_in(10);
+            let ok = store.is_up && !dice.one_in(10);
             self.delivery.flushed(ok, *now).map_err(Died::of)?;
             self.collect();
         }
-        if self.requests.is_empty() {
-            return Ok(());
+        if !self.requests.is_empty() {
+            let (unit, rows) = self.requests.swap_remove(dice.index(self.requests.len()));
+            let mut answer = store.answer(&rows, dice);
+            if let (Bug::BelieveRefusals, Err(error)) = (self.bug, &mut answer) {
+                error.is_sure = true;
+            }
+            self.answers.push((unit, answer));
+            if dice.one_in(4) {
+                return Ok(());
+            }
         }
-        let (unit, rows) = self.requests.swap_remove(dice.index(self.requests.len()));
-        let write = rows.as_write();
-        let outcome = if Store::refuses(&write) && *store_up {
-            Err(StoreError::new(Verdict::Reject, "DB_INVALID_ROW", "refused"))
-        } else if !*store_up {
-            if dice.one_in(2) {
-                Err(StoreError::new(Verdict::Retry, "DB_UNREACHABLE", "down"))
-            } else {
-                Err(StoreError::new(Verdict::Wait, "DB_SCHEMA", "no table"))
-            }
-        } else if dice.one_in(12) {
-            if dice.one_in(2) {
-                store.apply(&write);
-            }
-            Err(StoreError::new(Verdict::Retry, "DB_TIMEOUT", "unknown outcome"))
-        } else if write.len() > 3 && dice.one_in(12) {
-            Err(StoreError::new(Verdict::Split, "DB_BATCH_TOO_LARGE", "too large"))
-        } else {
-            store.apply(&write);
-            Ok(())
-        };
-        at.tally.store_failures += u64::from(outcome.is_err());
-        self.delivery.done(unit, outcome, at.now).map_err(Died::of)?;
-        self.collect();
+        if !self.answers.is_empty() {
+            let (unit, outcome) = self.answers.swap_remove(dice.index(self.answers.len()));
+            at.tally.store_failures += u64::from(outcome.is_err());
+            self.delivery.done(unit, outcome, at.now).map_err(Died::of)?;
+            self.collect();
+            self.check_dead_letters();
+        }
         Ok(())
     }
 
-    /// The once-a-second duty.
-    pub fn checkpoint(&mut self, now: Duration) -> Result<(), Died> {
+    /// I10: a cause that is the table's stops delivery instead of making dead letters of all that comes.
+    fn check_dead_letters(&self) {
+        let dead = self.delivery.dead_lettered().get(TABLE_CHANGED).copied().unwrap_or(0);
+        let taken = self.delivery.machine().counts().rows_written;
+        // Ten rows, or some per cent of them; more than one message may have been of a row.
+        assert!(dead <= 20.max(taken / 10), "I10: {dead} good dead letters, {taken} rows taken");
+    }
+
+    /// The once-a-second duty. Returns whether records were moved in the log.
+    pub fn checkpoint(&mut self, may_move: bool, at: &mut Surroundings) -> Result<bool, Died> {
         // In the program a thread of its own does it.
         match self.wal.prepare() {
             Ok(_) | Err(wal::WalError::NoSpace { .. }) => {}
             Err(error) => return Err(Died::of(error)),
         }
-        match self.wal.checkpoint(now) {
-            Ok(()) | Err(wal::WalError::NoSpace { .. }) => Ok(()),
-            Err(error) => Err(Died::of(error)),
+        match self.wal.checkpoint(self.hold_back_clock(at.now)) {
+            Ok(()) | Err(wal::WalError::NoSpace { .. }) => {}
+            Err(error) => return Err(Died::of(error)),
         }
+        if !may_move {
+            return Ok(false);
+        }
+        let most = Held { rows: ROWS_HELD, bytes: usize::MAX };
+        let cleared = self.delivery.clear_the_way(most, at.now).map_err(Died::of)?;
+        at.tally.rows_set_aside += cleared.rows_set_aside;
+        at.tally.records_moved += cleared.records_moved;
+        self.collect();
+        Ok(cleared.rows_set_aside > 0 || cleared.records_moved > 0)
     }
 
     /// Nothing left to do for it.
@@ -304,7 +413,9 @@ impl Process {
             && self.owed().is_empty()
             && self.wal.status().backlog_records == 0
             && self.delivery.is_idle()
+            && (!at.settings.store_loses || self.knows(at.store.life))
             && self.requests.is_empty()
+            && self.answers.is_empty()
             && self.takeover.is_none()
             && self.stopped.is_empty()
             && self.begins.is_empty()
@@ -315,7 +426,7 @@ impl Process {
     /// A clean stop.
     pub fn stop(mut self, at: &mut Surroundings) -> Result<(), Died> {
         self.leave(at)?;
-        self.wal.close(at.now).map_err(Died::of)?;
+        self.wal.close(self.hold_back_clock(at.now)).map_err(Died::of)?;
         self.dead_letters.wal().close(at.now).map_err(Died::of)?;
         Ok(())
     }
@@ -331,7 +442,8 @@ impl Process {
                 &self.disk,
                 &positions,
                 &self.keeper.log_offsets().next,
-                &self.keeper.delivered()
+                &self.keeper.delivered(),
+                self.keeper.holds_moved()
             )),
             self.keeper.is_open(),
             self.reader.missing(),
@@ -343,7 +455,7 @@ impl Process {
             self.begins,
             self.refused,
             self.delivery.machine().outstanding_rows(),
-            self.requests.len(),
+            self.requests.len() + self.answers.len(),
             self.delivery.machine().breaker()
         )
     }
@@ -375,7 +487,8 @@ pub fn is_consumed(kafka: &Kafka) -> bool {
         let committed = kafka.group.committed().get(&number);
         let is_ours = |committed: &&Offset| committed.topic == kafka.topic.id;
         let is_all = |committed: &Offset| {
-            committed.next == partition.end() && kafka.is_current(number, committed)
+            kafka.is_emptied(partition, committed.next)
+                || committed.next == partition.end() && kafka.is_current(number, committed)
         };
         // Of one that is empty nobody need say anything.
         committed.filter(is_ours).map_or(partition.low == partition.end(), is_all)

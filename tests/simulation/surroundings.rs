@@ -21,7 +21,6 @@ pub struct Surroundings {
     pub now: Duration,
     pub kafka: Kafka,
     pub store: Store,
-    pub store_up: bool,
     /// Something happened after which a lost disk would be most awkward.
     pub is_delicate: bool,
     /// Messages that were dead letters on disks that are lost, or messages of deleted topics that were in the log there:

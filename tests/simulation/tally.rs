@@ -40,6 +40,25 @@ tally! {
     repeated,
     store_failures,
     store_writes,
+    /// How often the store lost power, rows that it lost, and how often an instance delivered again because of that.
+    store_losses,
+    rows_lost_by_store,
+    /// How often that came while no process looked.
+    losses_unwatched,
+    delivered_again,
+    /// Spells in which the store sheds load, and in which it refuses all measurements; good messages that became dead
+    /// letters because of these.
+    overloads,
+    tables_changed,
+    given_up,
+    /// Spells in which one of the store's sets of replicas is away; rows that left memory because of that, records that were
+    /// moved in the log, and how often what was set aside was read again because the replicas were there.
+    half_away,
+    rows_set_aside,
+    records_moved,
+    came_back,
+    /// Outages of three days.
+    outages,
     dead_letters,
     disks_lost,
     disks_rolled_back,

@@ -11,8 +11,8 @@ use crate::kafka::{Fate, Kafka, Message, Topic, metric_message};
 use crate::ledger_keeper::owed_by;
 use crate::mutants::Bug;
 use crate::oracle::{self, Holding};
-use crate::process::{self, Process, Settings};
-use crate::store::Store;
+use crate::process::{self, HOLD_BACK, Process, Settings};
+use crate::store::{Mood, Store};
 use crate::surroundings::{EPOCH_MS, Surroundings};
 use crate::tally::Tally;
 
@@ -21,6 +21,8 @@ pub struct World {
     at: Surroundings,
     instances: Vec<Instance>,
     sequence: u32,
+    /// Until then the store is away.
+    outage_until: Duration,
 }
 
 impl World {
@@ -32,20 +34,20 @@ impl World {
         // A process that commits too early must not be rescued by its ledger.
         let ledger = bug != Bug::CommitBeforeDurable && !dice.one_in(20);
         let goes_on = dice.one_in(2);
+        let store_loses = dice.one_in(4) || bug.is_about_losses();
         let at = Surroundings {
             dice,
-            settings: Settings { bug, ledger, goes_on },
+            settings: Settings { bug, ledger, goes_on, store_loses },
             now: Duration::ZERO,
             kafka: Kafka::new(partitions, count),
-            store: Store::default(),
-            store_up: true,
+            store: Store::new(bug),
             is_delicate: false,
             buried: BTreeSet::new(),
             reported: BTreeSet::new(),
             tally: Tally::default(),
             is_loud,
         };
-        Self { at, instances, sequence: 0 }
+        Self { at, instances, sequence: 0, outage_until: Duration::ZERO }
     }
 
     /// Anything may happen; then, without faults, everything must come to rest; then the final check.
@@ -53,8 +55,12 @@ impl World {
         for instance in &mut self.instances {
             instance.start(&mut self.at);
         }
+        let outage = self.at.dice.one_in(12);
         for _ in 0..80 + self.at.dice.below(360) {
-            self.step();
+            self.step(Duration::from_millis(120));
+        }
+        if outage {
+            self.be_without_store(Duration::from_secs(72 * 3600));
         }
         self.come_to_rest();
         let Self { mut at, instances, .. } = self;
@@ -62,17 +68,39 @@ impl World {
         at.tally.messages = at.kafka.topics().flat_map(Topic::messages).count() as u64;
         at.tally.store_writes = at.store.writes;
         let disks = instances.iter().filter(|instance| !instance.is_gone);
-        at.tally.dead_letters = oracle::check_final(&at, disks.map(|instance| &instance.disks[1]));
+        (at.tally.dead_letters, at.tally.given_up) =
+            oracle::check_final(&at, disks.map(|instance| &instance.disks[1]));
         at.tally
     }
 
-    fn step(&mut self) {
-        self.at.now += Duration::from_millis(self.at.dice.below(120));
+    /// The database is away for days, and the persisters live on, or not.
+    fn be_without_store(&mut self, time: Duration) {
+        self.outage_until = self.at.now + time;
+        self.at.store.is_up = false;
+        self.at.tally.outages += 1;
+        if self.at.settings.store_loses && self.at.dice.one_in(2) {
+            self.lose_power();
+        }
+        while self.at.now < self.outage_until {
+            let is_quiet = self.at.dice.one_in(2);
+            self.step(Duration::from_secs(if is_quiet { 3600 } else { 1 }));
+            let processes = self.instances.iter().filter_map(|instance| instance.process.as_ref());
+            processes.for_each(Process::check_bounds);
+        }
+    }
+
+    fn step(&mut self, time_max: Duration) {
+        let time_max_ms = u64::try_from(time_max.as_millis()).unwrap();
+        self.at.now += Duration::from_millis(self.at.dice.below(time_max_ms));
+        let now = self.at.now;
+        self.at.store.sync_when_due(now);
         let chosen = self.at.dice.index(self.instances.len());
         match self.at.dice.below(40) {
             0..=3 => self.produce(),
             4..=6 => self.turn_the_group(),
-            7 => self.at.store_up = !self.at.dice.one_in(3),
+            7 => self.change_the_store(),
+            12 if self.at.settings.store_loses && self.at.dice.one_in(3) => self.lose_power(),
+            12 => self.at.store.apply_late(&mut self.at.dice),
             8..=9 => self.live_or_die(chosen),
             10 if self.at.dice.one_in(6) => self.check(),
             11 if self.at.dice.one_in(16) => self.recreate(),
@@ -88,6 +116,44 @@ impl World {
                     self.check();
                 }
             }
+        }
+    }
+
+    /// The store goes, comes, or changes its mood.
+    fn change_the_store(&mut self) {
+        let Surroundings { store, dice, settings, tally, now, .. } = &mut self.at;
+        store.is_up = *now >= self.outage_until && !dice.one_in(3);
+        store.mood = match dice.below(10) {
+            0 | 1 => Mood::Overloaded,
+            // Then what it could not take is a dead letter, and no disk with dead letters may be lost.
+            2 if settings.store_loses => Mood::RefusesAll,
+            3 | 4 => Mood::HalfAway,
+            _ => Mood::Well,
+        };
+        tally.overloads += u64::from(store.mood == Mood::Overloaded);
+        tally.half_away += u64::from(store.mood == Mood::HalfAway);
+        tally.tables_changed += u64::from(store.mood == Mood::RefusesAll);
+    }
+
+    /// The store loses power. Sometimes all processes stand still meanwhile and after it, as on machines that are
+    /// suspended: longer than the hold-back, and nobody looked at the store.
+    fn lose_power(&mut self) {
+        let is_unwatched = self.at.dice.one_in(2);
+        if is_unwatched {
+            for instance in self.instances.iter_mut().filter(|instance| instance.is_awake()) {
+                self.at.tally.freezes += 1;
+                instance.is_frozen = true;
+            }
+        }
+        let lost = self.at.store.lose_power();
+        self.at.tally.store_losses += 1;
+        self.at.tally.losses_unwatched += u64::from(is_unwatched);
+        self.at.tally.rows_lost_by_store += u64::try_from(lost).unwrap();
+        self.at
+            .tell(|| format!("the store loses power, and {lost} rows; unwatched: {is_unwatched}"));
+        self.check();
+        if is_unwatched {
+            self.at.now += HOLD_BACK / 2 + Duration::from_millis(self.at.dice.below(10_000));
         }
     }
 
@@ -116,7 +182,7 @@ impl World {
         if instance.is_gone {
             return;
         }
-        let may_be_lost = survivors > 1 && at.settings.ledger;
+        let may_be_lost = survivors > 1 && at.settings.ledger && !at.settings.store_loses;
         if may_be_lost && at.dice.one_in(24) {
             return self.lose(chosen);
         }
@@ -257,8 +323,9 @@ impl World {
 
     /// I9: without faults everything is delivered within bounded time.
     fn come_to_rest(&mut self) {
-        let Self { at, instances, sequence } = self;
-        at.store_up = true;
+        let Self { at, instances, sequence, .. } = self;
+        at.store.is_up = true;
+        at.store.mood = Mood::Well;
         for instance in instances.iter_mut().filter(|instance| !instance.is_gone) {
             // A process may not have noticed yet that a disk died under it.
             if instance.process.is_some() && instance.disks.iter().any(SimDisk::is_stopped) {
@@ -305,7 +372,11 @@ impl World {
                     .act_in_turn(at)
                     .unwrap_or_else(|died| panic!("a healthy disk failed: {}", died.0));
             }
+            at.store.apply_late(&mut at.dice);
             if is_done(at, instances) {
+                // What retention took before anybody consumed anything nobody can have noticed.
+                let unconsumed = at.kafka.unconsumed();
+                unconsumed.into_iter().for_each(|partition| _ = at.begins_at_oldest(partition));
                 self.check();
                 for instance in &mut self.instances {
                     instance

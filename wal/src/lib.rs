@@ -98,6 +98,7 @@ pub use position::{Durable, Incarnation, LogId, Position, SegmentNumber};
 pub use prepare::Preparation;
 pub use reader::{Chunk, ChunkIter, GapReason, ReadOutcome, Reader};
 pub use recovery::{Gap, RecoveryReport, RecoveryRow};
+pub use relocate::Moved;
 pub use salvage::{
     Cursor, Flaw, FlawReason, Inventory, Loss, SalvageSummary, Salvaged, SalvagedFrame,
     SegmentEntry, Tail, inventory, salvage,

@@ -262,7 +262,7 @@ log lines (`code`), in `/api/v1/status`, whose hint is the next step below, and 
 
 - *retry*: sent again for ever, after growing random waits of up to 30 s. After five failures in a row without a success
   the store is not asked any more, but for one request at a time, after half a second to 15 s.
-- *split*: sent again as two halves, down to single rows.
+- *split*: sent again as two halves, down to single rows. Later requests are made no larger than a half.
 - *wait*: a person must act. The store is asked at once only by such single requests. Nothing is dropped: rows stay in the
   log, and delivery goes on by itself when one request succeeds.
 - *reject*: halved like *split* until the row is found; that row's message becomes a dead letter with the code.
@@ -277,6 +277,7 @@ A retry or reject that is *perhaps* of all rows is judged by its neighbours: see
 const OTHERS: &str = "\
 | `DB_INSECURE` | - | At the start: a password goes over plain text, or verification of TLS is switched off. | Use `store.cassandra.protocol: tls`, or verify again. |
 | `DB_NODE_LOST_ROWS` | - | A node started anew, and may have lost what it confirmed just before. | Nothing: the last `wal.hold_back` is delivered again. |
+| `STORE_PARTLY_AWAY` | - | Some replicas have been away for long while others answer, and the rows for them fill half of what may be held in memory: they are put behind all others in the log. In an outage of the whole store this may be said once. | Bring nodes back (`nodetool status`): they are delivered then. |
 ";
 
 const MIDDLE: &str = "

@@ -23,7 +23,13 @@ pub struct CassandraBuilder {
     removed: Vec<String>,
     arguments: Vec<String>,
     cpu: Option<usize>,
+    /// Ports of the first node of its cluster.
+    beside: Option<(u16, u16)>,
 }
+
+/// Where nodes listen: clients take all nodes of a cluster to have the same port.
+const FIRST_HOST: &str = "127.0.0.1";
+const SECOND_HOST: &str = "127.0.0.2";
 
 impl CassandraBuilder {
     /// Sets a key of `cassandra.yaml`, in place of the one that is there.
@@ -47,6 +53,14 @@ impl CassandraBuilder {
         self
     }
 
+    /// Makes it the second node of the cluster of `first`.
+    #[must_use]
+    pub fn beside(mut self, first: &Cassandra) -> Self {
+        self.beside = Some((first.port, first.storage_port));
+        // So long it asks the first about the cluster before it gives up.
+        self.argument("-Dcassandra.ring_delay_ms=3000")
+    }
+
     /// Pins it to one core: for benchmarks.
     #[must_use]
     pub fn cpu(mut self, cpu: usize) -> Self {
@@ -66,10 +80,14 @@ impl CassandraBuilder {
             std::fs::create_dir(dir.path().join(part))
                 .map_err(HarnessError::io(format!("create {part}")))?;
         }
-        let port = free_port()?;
+        let (host, (port, storage_port)) = match self.beside {
+            Some(ports) => (SECOND_HOST, ports),
+            None => (FIRST_HOST, (free_port()?, free_port()?)),
+        };
         let mut yaml = include_str!("../services/cassandra/cassandra.yaml")
+            .replace("@HOST@", host)
             .replace("@PORT@", &port.to_string())
-            .replace("@STORAGE_PORT@", &free_port()?.to_string())
+            .replace("@STORAGE_PORT@", &storage_port.to_string())
             .replace("@SSL_STORAGE_PORT@", &free_port()?.to_string())
             .replace("@DIR@", &dir.path().to_string_lossy());
         for key in &self.removed {
@@ -112,7 +130,8 @@ impl CassandraBuilder {
             ])
             .cpu(self.cpu);
         let process = builder.start()?;
-        let mut cassandra = Cassandra { process, builder, port, dir: Some(dir) };
+        let mut cassandra =
+            Cassandra { process, builder, host, port, storage_port, dir: Some(dir) };
         cassandra.wait_ready()?;
         Ok(cassandra)
     }
@@ -123,7 +142,9 @@ impl CassandraBuilder {
 pub struct Cassandra {
     process: Process,
     builder: ProcessBuilder,
+    host: &'static str,
     port: u16,
+    storage_port: u16,
     dir: Option<TempDir>,
 }
 
@@ -145,7 +166,7 @@ impl Cassandra {
     /// `host:port` for clients.
     #[must_use]
     pub fn contact_point(&self) -> String {
-        format!("127.0.0.1:{}", self.port)
+        format!("{}:{}", self.host, self.port)
     }
 
     /// SIGKILL.
@@ -221,7 +242,7 @@ impl Cassandra {
         for attempt in 1..=START_ATTEMPTS {
             let deadline = Instant::now() + READY_WAIT;
             while Instant::now() < deadline && self.process.is_running() {
-                if answers(self.port) {
+                if answers(self.host, self.port) {
                     return Ok(());
                 }
                 std::thread::sleep(Duration::from_millis(100));
@@ -269,11 +290,11 @@ fn with(yaml: &str, key: &str, value: &str) -> String {
 
 /// Asks for the server's options in CQL's protocol, version 4; any answer of that protocol will do, and so will the
 /// refusal of one that wants TLS: the port opens when everything behind it has begun.
-fn answers(port: u16) -> bool {
+fn answers(host: &str, port: u16) -> bool {
     const OPTIONS: [u8; 9] = [0x04, 0, 0, 0, 0x05, 0, 0, 0, 0];
     const RESPONSE_VERSION: u8 = 0x84;
     const ALERT_OF_TLS: u8 = 0x15;
-    let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)) else { return false };
+    let Ok(mut stream) = TcpStream::connect((host, port)) else { return false };
     let mut first = [0];
     stream.set_read_timeout(Some(Duration::from_secs(2))).is_ok()
         && stream.write_all(&OPTIONS).is_ok()

@@ -15,7 +15,7 @@ use std::net::TcpListener;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-pub use cassandra::Cassandra;
+pub use cassandra::{Cassandra, CassandraBuilder};
 pub use kafka::Kafka;
 pub use link::Link;
 pub use process::Process;

@@ -564,10 +564,23 @@ impl Run {
             if self.random.one_in(2) {
                 self.ack_most(life);
             }
-            let left: Vec<u64> = (self.model.delivered()..self.model.submitted.len() as u64)
+            let mut left: Vec<u64> = (self.model.delivered()..self.model.submitted.len() as u64)
                 .filter(|position| !self.model.acked.contains(position))
                 .collect();
-            let outcome = life.wal.relocate_stuck();
+            let outcome = if self.random.one_in(2) {
+                life.wal.relocate_stuck()
+            } else {
+                // Any stretch, also before it is durable: then it stays. One stretch, because a CURSOR has room for so many
+                // ranges and no more.
+                let first = self.random.below(left.len() as u64 + 1);
+                let count = self.random.below(left.len() as u64 + 1);
+                left = left.into_iter().skip(first as usize).take(count as usize).collect();
+                let ranges: Vec<_> = left
+                    .iter()
+                    .map(|position| Position::new(*position)..Position::new(position + 1))
+                    .collect();
+                life.wal.move_to_head(&ranges).map(|moved| moved.records)
+            };
             let copies = life.wal.status().appended.get() - self.model.submitted.len() as u64;
             for position in left.iter().take(usize::try_from(copies).unwrap()) {
                 let copy = self.model.submitted[usize::try_from(*position).unwrap()].clone();
