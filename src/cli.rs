@@ -15,6 +15,7 @@ mod generate;
 mod offsets;
 mod query;
 mod run;
+mod running;
 mod schema;
 mod size;
 mod top;

@@ -15,7 +15,7 @@ use crate::whole_file;
     Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema,
 )]
 #[serde(deny_unknown_fields, default)]
-pub struct Held {
+pub struct OnHold {
     /// Nothing is taken from Kafka.
     pub intake: bool,
     /// Nothing is sent to the store.
@@ -36,7 +36,7 @@ pub enum Stage {
 #[derive(Debug)]
 pub struct Control {
     path: PathBuf,
-    held: Mutex<BTreeMap<String, Held>>,
+    held: Mutex<BTreeMap<String, OnHold>>,
 }
 
 impl Control {
@@ -63,7 +63,7 @@ impl Control {
 
     /// What is to pause in this pipeline.
     #[must_use]
-    pub fn held(&self, pipeline: &str) -> Held {
+    pub fn held(&self, pipeline: &str) -> OnHold {
         lock(&self.held).get(pipeline).copied().unwrap_or_default()
     }
 
@@ -71,10 +71,10 @@ impl Control {
     ///
     /// # Errors
     /// The data directory cannot be written: nothing was decided.
-    pub fn decide(&self, pipeline: &str, held: Held) -> std::io::Result<()> {
+    pub fn decide(&self, pipeline: &str, held: OnHold) -> std::io::Result<()> {
         let mut all = lock(&self.held);
         let mut new = all.clone();
-        if held == Held::default() {
+        if held == OnHold::default() {
             new.remove(pipeline);
         } else {
             new.insert(pipeline.to_owned(), held);
@@ -92,18 +92,18 @@ mod tests {
     #[test]
     fn what_was_decided_is_known_after_a_restart() {
         let dir = tempfile::tempdir().unwrap();
-        let held = Held { intake: true, delivery: false };
+        let held = OnHold { intake: true, delivery: false };
         Control::of(dir.path()).decide("metrics", held).unwrap();
         let again = Control::of(dir.path());
-        assert_eq!((again.held("metrics"), again.held("alarms")), (held, Held::default()));
-        again.decide("metrics", Held::default()).unwrap();
-        assert_eq!(Control::of(dir.path()).held("metrics"), Held::default());
+        assert_eq!((again.held("metrics"), again.held("alarms")), (held, OnHold::default()));
+        again.decide("metrics", OnHold::default()).unwrap();
+        assert_eq!(Control::of(dir.path()).held("metrics"), OnHold::default());
     }
 
     #[test]
     fn a_file_that_nobody_can_read_pauses_nothing() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("control.json"), "{").unwrap();
-        assert_eq!(Control::of(dir.path()).held("metrics"), Held::default());
+        assert_eq!(Control::of(dir.path()).held("metrics"), OnHold::default());
     }
 }

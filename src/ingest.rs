@@ -637,3 +637,6 @@ impl Ingest {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -13,7 +13,7 @@ use wal::DiskFs;
 use crate::breaker::BreakerState;
 use crate::clock::wall_ms;
 use crate::config::DeadLettersConfig;
-use crate::control::Held;
+use crate::control::OnHold;
 use crate::dead_letters::{ClerkCounts, DeadLetters};
 use crate::definitions::{DefinitionStatus, Definitions};
 use crate::deliver::DeliverCounts;
@@ -97,7 +97,7 @@ pub struct PipelineStatus {
     /// Consumption is paused because the log is full.
     pub paused: bool,
     /// What a person wants to be paused.
-    pub held: Held,
+    pub held: OnHold,
     /// First stage.
     pub intake: IntakeCounts,
     /// What decoding and grouping noticed.

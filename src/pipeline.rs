@@ -26,7 +26,7 @@ use crate::batch_limit::BatchLimit;
 use crate::breaker::BreakerState;
 use crate::clock::wall_ms;
 use crate::config::{Config, PipelineSpec};
-use crate::control::{Control, Held};
+use crate::control::{Control, OnHold};
 use crate::dead_letters::DeadLetters;
 use crate::definitions::Definitions;
 use crate::deliver::{DeliverConfig, DeliverCounts};
@@ -136,15 +136,18 @@ impl PipelineView {
     }
 
     /// Has one stage or both pause, or go on. What is under way is finished.
-    pub fn hold(&self, held: Held) {
+    pub fn hold(&self, held: OnHold) {
         self.ingest.hold(held.intake);
         self.delivery_held.store(held.delivery, Ordering::Relaxed);
     }
 
     /// What a person wants to be paused.
     #[must_use]
-    pub fn held(&self) -> Held {
-        Held { intake: self.ingest.is_held(), delivery: self.delivery_held.load(Ordering::Relaxed) }
+    pub fn held(&self) -> OnHold {
+        OnHold {
+            intake: self.ingest.is_held(),
+            delivery: self.delivery_held.load(Ordering::Relaxed),
+        }
     }
 
     /// For each partition known, the offset before which everything is delivered.

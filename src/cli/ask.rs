@@ -1,18 +1,24 @@
 //! Commands that ask a running persister over HTTP.
 
-use std::time::Duration;
-
-use anyhow::Context as _;
 use clap::Args;
 
+use super::running::{Running, TokenArgs};
 use crate::exit;
 
 /// Which persister to ask.
 #[derive(Debug, Args)]
 pub(crate) struct AskArgs {
-    /// Where it answers.
+    /// Where it answers: http://HOST:PORT, or unix:PATH of its http.socket.
     #[arg(long, default_value = "http://127.0.0.1:8091", value_name = "URL")]
-    pub(super) url: String,
+    url: String,
+    #[command(flatten)]
+    token: TokenArgs,
+}
+
+impl AskArgs {
+    pub(super) fn running(&self) -> anyhow::Result<Running> {
+        Running::at(&self.url, &self.token)
+    }
 }
 
 /// What of the backlog.
@@ -58,28 +64,6 @@ pub(super) fn backlog(args: &BacklogArgs) -> anyhow::Result<u8> {
     print(&args.ask, &path)
 }
 
-/// An answer, whatever its status.
-pub(super) struct Answer {
-    pub status: u16,
-    pub body: String,
-}
-
-pub(super) fn get(url: &str, path: &str) -> anyhow::Result<Answer> {
-    let agent: ureq::Agent = ureq::Agent::config_builder()
-        .timeout_global(Some(Duration::from_secs(15)))
-        .http_status_as_error(false)
-        .build()
-        .into();
-    let address = format!("{}{path}", url.trim_end_matches('/'));
-    let mut response = agent.get(&address).call().with_context(|| format!("ask {address}"))?;
-    let status = response.status().as_u16();
-    let body = response
-        .body_mut()
-        .read_to_string()
-        .with_context(|| format!("read the answer of {address}"))?;
-    Ok(Answer { status, body })
-}
-
 /// A value as part of a path's query.
 pub(super) fn encoded(value: &str) -> String {
     form_urlencoded::byte_serialize(value.as_bytes()).collect()
@@ -88,7 +72,7 @@ pub(super) fn encoded(value: &str) -> String {
 /// Prints what the path answers.
 pub(super) fn print(args: &AskArgs, path: &str) -> anyhow::Result<u8> {
     let and = if path.contains('?') { '&' } else { '?' };
-    match get(&args.url, &format!("{path}{and}pretty=true")) {
+    match args.running()?.get(&format!("{path}{and}pretty=true")) {
         Ok(answer) => {
             println!("{}", answer.body);
             Ok(if answer.status == 200 { exit::OK } else { exit::UNAVAILABLE })

@@ -1,15 +1,11 @@
 //! `control`: orders to a running persister over HTTP.
 
-use std::path::PathBuf;
-use std::time::Duration;
-
 use anyhow::Context as _;
 use clap::{Args, Subcommand, ValueEnum};
-use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
 
 use super::ask::AskArgs;
-use crate::{exit, secrets};
+use crate::exit;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ControlCommand {
@@ -30,21 +26,12 @@ pub(crate) enum ControlCommand {
 }
 
 #[derive(Debug, Args)]
-struct Whom {
-    #[command(flatten)]
-    ask: AskArgs,
-    /// File with the token that http.token_file of the persister holds.
-    #[arg(long, env = "MONASCA_PERSISTER_TOKEN_FILE", value_name = "FILE")]
-    token_file: Option<PathBuf>,
-}
-
-#[derive(Debug, Args)]
 pub(crate) struct PipelineArgs {
     /// Only this pipeline; all unless said.
     #[arg(long, value_name = "NAME")]
     pipeline: Option<String>,
     #[command(flatten)]
-    whom: Whom,
+    ask: AskArgs,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -69,20 +56,20 @@ pub(crate) struct LevelArgs {
     /// As logging.level: info, or info,monasca_persister=debug.
     level: String,
     #[command(flatten)]
-    whom: Whom,
+    ask: AskArgs,
 }
 
 pub(super) fn control(command: &ControlCommand) -> anyhow::Result<u8> {
-    let (verb, whom, body) = match command {
-        ControlCommand::Pause(args) => ("pause", &args.which.whom, of_stage(args)),
-        ControlCommand::Resume(args) => ("resume", &args.which.whom, of_stage(args)),
-        ControlCommand::Drain(args) => ("drain", &args.whom, of_pipeline(args)),
-        ControlCommand::Checkpoint(args) => ("checkpoint", &args.whom, of_pipeline(args)),
-        ControlCommand::Acknowledge(args) => ("acknowledge", &args.whom, of_pipeline(args)),
-        ControlCommand::Accept(args) => ("accept", &args.whom, of_pipeline(args)),
-        ControlCommand::LogLevel(args) => ("log-level", &args.whom, json!({"level": args.level})),
+    let (verb, ask, body) = match command {
+        ControlCommand::Pause(args) => ("pause", &args.which.ask, of_stage(args)),
+        ControlCommand::Resume(args) => ("resume", &args.which.ask, of_stage(args)),
+        ControlCommand::Drain(args) => ("drain", &args.ask, of_pipeline(args)),
+        ControlCommand::Checkpoint(args) => ("checkpoint", &args.ask, of_pipeline(args)),
+        ControlCommand::Acknowledge(args) => ("acknowledge", &args.ask, of_pipeline(args)),
+        ControlCommand::Accept(args) => ("accept", &args.ask, of_pipeline(args)),
+        ControlCommand::LogLevel(args) => ("log-level", &args.ask, json!({"level": args.level})),
     };
-    order(whom, &format!("/api/v1/control/{verb}"), &body)
+    order(ask, &format!("/api/v1/control/{verb}"), &body)
 }
 
 fn of_pipeline(args: &PipelineArgs) -> Value {
@@ -101,28 +88,16 @@ fn of_stage(args: &StageArgs) -> Value {
     body
 }
 
-fn order(whom: &Whom, path: &str, body: &Value) -> anyhow::Result<u8> {
-    let token = secrets::read("--token", whom.token_file.as_deref(), None)?;
-    let agent: ureq::Agent = ureq::Agent::config_builder()
-        .timeout_global(Some(Duration::from_secs(20)))
-        .http_status_as_error(false)
-        .build()
-        .into();
-    let address = format!("{}{path}", whom.ask.url.trim_end_matches('/'));
-    let mut request = agent.post(&address).header("Content-Type", "application/json");
-    if let Some(token) = &token {
-        request = request.header("Authorization", format!("Bearer {}", token.expose_secret()));
-    }
-    let mut response = match request.send(body.to_string()) {
-        Ok(response) => response,
+fn order(ask: &AskArgs, path: &str, body: &Value) -> anyhow::Result<u8> {
+    let answer = match ask.running()?.post(path, body) {
+        Ok(answer) => answer,
         Err(error) => {
-            eprintln!("monasca-persister: ask {address}: {error}");
+            eprintln!("monasca-persister: {error:#}");
             return Ok(exit::UNAVAILABLE);
         }
     };
-    let status = response.status().as_u16();
-    let text = response.body_mut().read_to_string().context("read the answer")?;
-    let answer: Value = serde_json::from_str(&text).context("read the answer")?;
+    let status = answer.status;
+    let answer: Value = serde_json::from_str(&answer.body).context("read the answer")?;
     if status == 200 {
         super::print_json(&answer)?;
         return Ok(exit::OK);

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 
-use super::ask;
+use super::running::{Running, TokenArgs};
 use crate::config::{Config, Loaded, StoreKind};
 use crate::demo::broker::{DemoBroker, Topics};
 use crate::{exit, service};
@@ -100,7 +100,8 @@ pub(super) fn demo(args: &DemoArgs) -> anyhow::Result<u8> {
 
 /// One line about what flows, from the running service's own answers.
 fn show(url: &str) {
-    let Ok(backlog) = ask::get(url, "/api/v1/backlog") else { return };
+    let Ok(running) = Running::at(url, &TokenArgs::default()) else { return };
+    let Ok(backlog) = running.get("/api/v1/backlog") else { return };
     let Ok(backlog) = serde_json::from_str::<serde_json::Value>(&backlog.body) else { return };
     let mut line = String::new();
     for pipeline in ["metrics", "alarms"] {

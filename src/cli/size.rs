@@ -7,7 +7,7 @@ use bytesize::ByteSize;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::ask;
+use super::running::{Running, TokenArgs};
 use crate::exit;
 use crate::rates::float;
 
@@ -38,6 +38,8 @@ pub(crate) struct SizeArgs {
     /// Measure in the persister that answers here.
     #[arg(long)]
     url: Option<String>,
+    #[command(flatten)]
+    token: TokenArgs,
     /// Which pipeline of it.
     #[arg(long, default_value = "metrics")]
     pipeline: String,
@@ -51,7 +53,7 @@ pub(super) fn size(args: &SizeArgs) -> anyhow::Result<u8> {
     let mut record_bytes = args.record_bytes;
     let mut source = if record_bytes.is_some() { "given" } else { "assumed" };
     if let Some(url) = &args.url {
-        let answer = match ask::get(url, "/api/v1/overview") {
+        let answer = match Running::at(url, &args.token)?.get("/api/v1/overview") {
             Ok(answer) if answer.status == 200 => answer,
             Ok(answer) => anyhow::bail!("{url} answered {}: {}", answer.status, answer.body),
             Err(error) => {

@@ -9,7 +9,7 @@ use bytesize::ByteSize;
 use clap::Args;
 use serde_json::Value;
 
-use super::ask::{self, AskArgs};
+use super::ask::AskArgs;
 use super::wal::record::escaped;
 use crate::exit;
 
@@ -31,9 +31,10 @@ pub(crate) struct TopArgs {
 }
 
 pub(super) fn top(args: &TopArgs) -> anyhow::Result<u8> {
-    let url = &args.ask.url;
+    let running = args.ask.running()?;
+    let url = &running.url;
     if args.once || !std::io::stdout().is_terminal() {
-        return match ask::get(url, "/api/v1/overview") {
+        return match running.get("/api/v1/overview") {
             Ok(answer) if answer.status == 200 => {
                 let overview: Value =
                     serde_json::from_str(&answer.body).context("read the answer")?;
@@ -55,7 +56,7 @@ pub(super) fn top(args: &TopArgs) -> anyhow::Result<u8> {
         };
     }
     loop {
-        let text = match ask::get(url, "/api/v1/overview") {
+        let text = match running.get("/api/v1/overview") {
             Ok(answer) if answer.status == 200 => {
                 screen(&serde_json::from_str(&answer.body).context("read the answer")?)
             }
@@ -105,7 +106,7 @@ fn screen(overview: &Value) -> String {
     );
     let _infallible = writeln!(
         out,
-        "\n{:<12} {:>7} {:>12} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10}  {}",
+        "\n{:<12} {:>7} {:>12} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10}  breaker",
         "pipeline",
         "fill",
         "waiting",
@@ -114,8 +115,7 @@ fn screen(overview: &Value) -> String {
         "out/s",
         "oldest",
         "full in",
-        "drained",
-        "breaker"
+        "drained in"
     );
     let pipelines = overview.pointer("/backlog/pipelines").and_then(Value::as_object);
     for (name, waits) in pipelines.into_iter().flatten() {

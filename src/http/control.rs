@@ -13,7 +13,7 @@ use wal::Position;
 use super::backlog::{blocking, pipeline};
 use super::routes::Problem;
 use super::site::Site;
-use crate::control::{Held, Stage};
+use crate::control::{OnHold, Stage};
 use crate::dead_letters::{LetterFilter, LetterOrder, Outcome, Verb};
 use crate::orders::{Order, Orders};
 use crate::pipeline::PipelineView;
@@ -45,7 +45,7 @@ pub(super) struct HeldNow {
     /// The pipeline.
     pipeline: &'static str,
     /// What pauses.
-    held: Held,
+    held: OnHold,
     /// What waits in its log.
     backlog_records: u64,
 }
@@ -64,7 +64,7 @@ fn failed(detail: String) -> Problem {
 fn decide(
     site: &Site,
     name: Option<&str>,
-    change: impl Fn(Held) -> Held,
+    change: impl Fn(OnHold) -> OnHold,
 ) -> Result<Vec<HeldNow>, Problem> {
     let mut now = Vec::new();
     for view in chosen(site, name)? {
@@ -77,11 +77,11 @@ fn decide(
     Ok(now)
 }
 
-fn with(held: Held, stage: Option<Stage>, value: bool) -> Held {
+fn with(held: OnHold, stage: Option<Stage>, value: bool) -> OnHold {
     match stage {
-        None => Held { intake: value, delivery: value },
-        Some(Stage::Intake) => Held { intake: value, ..held },
-        Some(Stage::Delivery) => Held { delivery: value, ..held },
+        None => OnHold { intake: value, delivery: value },
+        Some(Stage::Intake) => OnHold { intake: value, ..held },
+        Some(Stage::Delivery) => OnHold { delivery: value, ..held },
     }
 }
 
@@ -97,7 +97,7 @@ pub(super) async fn resume(site: Site, which: WhichStage) -> Result<Vec<HeldNow>
 
 /// Takes nothing more from Kafka and delivers what is there: for work on this machine. `resume` ends it.
 pub(super) async fn drain(site: Site, which: Which) -> Result<Vec<HeldNow>, Problem> {
-    decide(&site, which.pipeline.as_deref(), |_| Held { intake: true, delivery: false })
+    decide(&site, which.pipeline.as_deref(), |_| OnHold { intake: true, delivery: false })
 }
 
 /// Where a log stands after a checkpoint.

@@ -112,6 +112,17 @@ fn nothing_is_changed_without_the_token_or_the_socket() {
     assert_eq!(mode & 0o777, 0o660);
     let held = persister.json("/api/v1/status")["pipelines"]["alarms"]["held"].clone();
     assert_eq!(held, json!({"intake": true, "delivery": true}));
+    // The command line gets in the same way.
+    let url = format!("unix:{}", socket.display());
+    let run = |arguments: &[&str]| {
+        let output =
+            std::process::Command::new(PROGRAM).args(arguments).args(["--url", &url]).output();
+        let output = output.unwrap();
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    run(&["control", "resume"]);
+    assert!(run(&["status"]).contains("\"state\": \"ok\""));
     assert!(!persister.process.log().contains(TOKEN));
     persister.stop();
     assert!(!socket.exists());
@@ -197,6 +208,13 @@ fn an_address_that_others_reach_needs_a_token_for_looking_too() {
         ("/api/v1/events", 401),
     ] {
         assert_eq!(persister.get(path).status, status, "{path}");
+    }
+    let token = dir.path().join("token");
+    for (token, code) in [(None, 69), (Some(&token), 0)] {
+        let mut command = std::process::Command::new(PROGRAM);
+        command.args(["status", "--url", &persister.url]);
+        command.envs(token.map(|token| ("MONASCA_PERSISTER_TOKEN_FILE", token)));
+        assert_eq!(command.output().unwrap().status.code(), Some(code));
     }
     persister.stop();
 }
