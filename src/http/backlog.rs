@@ -16,6 +16,8 @@ use crate::pipeline::PipelineView;
 
 /// There is an answer before the request's time is over.
 const EFFORT: Effort = Effort { records_max: 2_000_000, time_max: Duration::from_secs(5) };
+/// How long a question waits for others; what is left of a request's time is for its own answer.
+const LOOK_WAIT: Duration = Duration::from_secs(4);
 const TOP_DEFAULT: usize = 20;
 const TOP_MAX: usize = 1000;
 const PAGE_DEFAULT: usize = 20;
@@ -54,7 +56,7 @@ pub(super) async fn backlog(
     if let Some(name) = &parameters.pipeline {
         pipeline(&site, name)?;
     }
-    let census = blocking(move || {
+    let census = looking(&site.clone(), move || {
         let (mut groups, mut records, mut complete) = (Vec::<Group>::new(), 0_u64, true);
         let views = site.parts.inspect.pipelines().iter();
         let wanted = |view: &&std::sync::Arc<PipelineView>| {
@@ -104,7 +106,7 @@ pub(super) async fn records(
         tenant,
         metric,
     };
-    blocking(move || peek::page(&view.wal, view.name, view.kind, &of, EFFORT)).await
+    looking(&site, move || peek::page(&view.wal, view.name, view.kind, &of, EFFORT)).await
 }
 
 /// Whose segments.
@@ -162,7 +164,7 @@ pub(super) async fn segments(
         None => site.parts.inspect.pipelines().to_vec(),
     };
     let data_dir = site.parts.data_dir.clone();
-    blocking(move || views.iter().map(|view| log_files(&data_dir, view)).collect()).await
+    looking(&site, move || views.iter().map(|view| log_files(&data_dir, view)).collect()).await
 }
 
 fn log_files(data_dir: &std::path::Path, view: &PipelineView) -> Result<LogFiles, WalError> {
@@ -206,6 +208,21 @@ pub(super) fn pipeline(site: &Site, name: &str) -> Result<std::sync::Arc<Pipelin
             detail: format!("`{name}` does not run here; there are: {}", known.join(", ")),
         }
     })
+}
+
+/// Reads files when few others do; who asks while many look is told to ask again.
+async fn looking<T: Send + 'static>(
+    site: &Site,
+    read: impl FnOnce() -> Result<T, WalError> + Send + 'static,
+) -> Result<T, Problem> {
+    match tokio::time::timeout(LOOK_WAIT, site.looks.acquire()).await {
+        Ok(Ok(_seat)) => blocking(read).await,
+        Ok(Err(_)) | Err(_) => Err(Problem {
+            status: StatusCode::SERVICE_UNAVAILABLE,
+            title: "too many questions",
+            detail: "others read the log now; ask again".to_owned(),
+        }),
+    }
 }
 
 /// Reading files is work for a thread that may block.

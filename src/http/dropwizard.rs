@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 
 use crate::gather::Kind;
 use crate::inspect::Inspect;
+use crate::rates::float;
 
 /// The JSON document with the names that the Java persister used: one set per writer thread.
 pub(super) fn render(inspect: &Inspect) -> Value {
@@ -76,10 +77,10 @@ pub(super) fn render(inspect: &Inspect) -> Value {
 
 /// A timer with its count and the mean rate; how long requests take is Prometheus' business.
 fn timer(count: u64, uptime_s: u64) -> Value {
-    json!({"count": count, "mean_rate": count / uptime_s, "rate_units": "calls/second"})
+    json!({"count": count, "mean_rate": float(count) / float(uptime_s), "rate_units": "calls/second"})
 }
 
 /// A meter with its count and the mean rate; rates of the last minutes are Prometheus' business.
 fn meter(count: u64, uptime_s: u64) -> Value {
-    json!({"count": count, "mean_rate": count / uptime_s, "units": "events/second"})
+    json!({"count": count, "mean_rate": float(count) / float(uptime_s), "units": "events/second"})
 }

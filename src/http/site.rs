@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use axum::extract::FromRef;
 use serde_json::Value;
+use tokio::sync::Semaphore;
 
 use super::guard::Guard;
 use crate::config::ShownConfig;
@@ -13,6 +14,9 @@ use crate::control::Control;
 use crate::dead_letters::LetterOrders;
 use crate::inspect::Inspect;
 use crate::log_level::LogLevel;
+
+/// Most questions at a time that read files.
+const LOOKS_MAX: usize = 2;
 
 /// Everything that HTTP may look at, and the few things that it may order.
 pub struct SiteParts {
@@ -40,6 +44,8 @@ pub(super) struct Inner {
     pub parts: SiteParts,
     /// Streams of events that are open.
     pub streams: AtomicUsize,
+    /// Questions that read files, a few at a time: the pipelines need the machine more.
+    pub looks: Semaphore,
     /// Filled when all paths are known.
     pub openapi: std::sync::OnceLock<Value>,
 }
@@ -47,7 +53,8 @@ pub(super) struct Inner {
 impl Site {
     pub fn new(parts: SiteParts) -> Self {
         let openapi = std::sync::OnceLock::new();
-        Self(Arc::new(Inner { parts, streams: AtomicUsize::new(0), openapi }))
+        let looks = Semaphore::new(LOOKS_MAX);
+        Self(Arc::new(Inner { parts, streams: AtomicUsize::new(0), looks, openapi }))
     }
 }
 

@@ -133,8 +133,33 @@ fn when_the_log_will_be_full_is_foretold_within_a_fifth() {
         persister.wait("full", |_| alarms()["paused_why"] == "log full");
         let took = asked.elapsed().as_secs_f64();
         stop.store(true, std::sync::atomic::Ordering::Relaxed);
-        println!("foretold {told:.1} s, took {took:.1} s");
+        println!("full: foretold {told:.1} s, took {took:.1} s");
         assert!((told - took).abs() <= took * 0.2, "foretold {told:.1} s, took {took:.1} s");
         assert!(persister.codes().contains(&"WAL_FULL".to_owned()));
     });
+}
+
+#[test]
+fn when_the_backlog_will_be_gone_is_foretold_within_a_fifth() {
+    topics("drained", 1);
+    let dir = tempfile::tempdir().unwrap();
+    // A known rate: a store behind a slow link.
+    let settings =
+        [("STORE__MAX_WRITE_BYTES_PER_SECOND", "100 KiB"), ("METRICS__GATHER_ROWS_MAX", "500")];
+    let persister = Persister::start(dir.path(), "drained", &settings);
+    persister.order("/api/v1/control/pause", &json!({"stage": "delivery"}));
+    produce("metrics-drained", (0..30_000).map(|value| metric("t", "cpu", value)));
+    persister.wait("in the log", |it| it.waiting()["records"] == 30_000);
+    assert_eq!(persister.waiting()["seconds_to_drained"], Value::Null);
+    persister.order("/api/v1/control/resume", &json!({}));
+    // Rates look back ten seconds.
+    std::thread::sleep(Duration::from_secs(11));
+    let waits = persister.waiting();
+    let told = waits["seconds_to_drained"].as_f64().unwrap_or_else(|| panic!("{waits}"));
+    let asked = Instant::now();
+    persister.wait("drained", |it| it.waiting()["records"] == 0);
+    let took = asked.elapsed().as_secs_f64();
+    println!("drained: foretold {told:.1} s, took {took:.1} s");
+    assert!((told - took).abs() <= took * 0.2, "foretold {told:.1} s, took {took:.1} s");
+    persister.stop();
 }

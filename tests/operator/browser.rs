@@ -105,17 +105,22 @@ impl Browser {
     }
 
     pub fn wait(&mut self, what: &str, expression: &str) {
-        let deadline = Instant::now() + Duration::from_secs(60);
-        while self.value(expression) != json!(true) {
-            let text = self.value("document.body ? document.body.innerText : ''");
-            assert!(Instant::now() < deadline, "not {what}: {text}");
+        // Looks are counted, not time: the whole machine may have been asleep.
+        for _ in 0..600 {
+            if self.value(expression) == json!(true) {
+                return;
+            }
             std::thread::sleep(Duration::from_millis(100));
         }
+        panic!("not {what}: {}", self.value("document.body ? document.body.innerText : ''"));
     }
 
     /// The whole page as a picture.
     pub fn picture(&mut self, path: &Path) {
-        let parameters = json!({"format": "png", "captureBeyondViewport": true});
+        let whole = self.call("Page.getLayoutMetrics", &json!({}))["cssContentSize"].clone();
+        let clip =
+            json!({"x": 0, "y": 0, "width": whole["width"], "height": whole["height"], "scale": 1});
+        let parameters = json!({"format": "png", "captureBeyondViewport": true, "clip": clip});
         let answer = self.call("Page.captureScreenshot", &parameters);
         let bytes = decode(answer["data"].as_str().unwrap());
         std::fs::write(path, bytes).unwrap();
