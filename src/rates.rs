@@ -44,12 +44,27 @@ impl Rates {
         self.per_s(|sample| sample.delivered)
     }
 
+    /// What moves in lumps, as large requests do, is measured from lump to lump; one that is overdue makes it slower.
     fn per_s(&self, count: impl Fn(&Sample) -> u64) -> f64 {
-        let (Some(first), Some(last)) = (self.samples.front(), self.samples.back()) else {
+        let pairs = self.samples.iter().zip(self.samples.iter().skip(1));
+        let moved = || pairs.clone().filter(|(before, after)| count(after) != count(before));
+        let (Some(now), Some((before, first)), Some((_, last))) =
+            (self.samples.back(), moved().next(), moved().last())
+        else {
             return 0.0;
         };
-        let seconds = last.at.saturating_sub(first.at).as_secs_f64();
-        if seconds > 0.0 { float(count(last).saturating_sub(count(first))) / seconds } else { 0.0 }
+        let lumps = moved().count().saturating_sub(1);
+        // One alone says how much, not how often.
+        let (from, seconds) = if lumps == 0 {
+            let oldest = self.samples.front().unwrap_or(before);
+            (before, now.at.saturating_sub(oldest.at))
+        } else {
+            let between = last.at.saturating_sub(first.at);
+            let overdue = now.at.saturating_sub(last.at);
+            (first, between.max((between + overdue).saturating_sub(between / narrow(lumps))))
+        };
+        let seconds = seconds.as_secs_f64();
+        if seconds > 0.0 { float(count(last).saturating_sub(count(from))) / seconds } else { 0.0 }
     }
 
     /// Seconds until `room_bytes` are taken, when a record takes `record_bytes`; `None` while the backlog does not grow.
@@ -75,6 +90,10 @@ impl Rates {
 #[expect(clippy::cast_precision_loss, reason = "a rate needs no exact count")]
 pub(crate) fn float(count: u64) -> f64 {
     count as f64
+}
+
+fn narrow(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]
@@ -108,6 +127,29 @@ mod tests {
             rates.sample(Duration::from_secs(second), 29_000, 0);
         }
         assert_eq!(rates.in_per_s(), 0.0);
+    }
+
+    #[test]
+    fn what_moves_in_lumps_has_the_rate_of_its_lumps_until_one_is_overdue() {
+        // 400 every 4 seconds, after a long time of nothing.
+        let delivered = |second: u64| second.saturating_sub(20) / 4 * 400;
+        let mut rates = Rates::default();
+        for second in 0..=40 {
+            rates.sample(Duration::from_secs(second), 0, delivered(second));
+            if second >= 28 {
+                assert_eq!(rates.out_per_s(), 100.0, "after {second} s");
+            }
+        }
+        let mut told = rates.out_per_s();
+        for second in 45..52 {
+            rates.sample(Duration::from_secs(second), 0, delivered(40));
+            assert!(rates.out_per_s() <= told, "after {second} s: {}", rates.out_per_s());
+            told = rates.out_per_s();
+            if told == 0.0 {
+                return;
+            }
+        }
+        panic!("{told} a second, and nothing has moved for {WINDOW:?}");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use axum::extract::{RawPathParams, Request, State};
 use axum::handler::Handler;
 use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::middleware::from_fn_with_state;
-use axum::response::IntoResponse;
+use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
 use schemars::JsonSchema;
 use schemars::generate::{SchemaGenerator, SchemaSettings};
@@ -74,7 +74,7 @@ impl Api {
     /// A path that changes something: `B` is its JSON body, `T` the answer.
     pub fn post<B, T, F, H>(mut self, about: About, handler: H) -> Self
     where
-        B: DeserializeOwned + JsonSchema + Send + 'static,
+        B: DeserializeOwned + JsonSchema + std::fmt::Debug + Send + 'static,
         T: Serialize + JsonSchema + Send + 'static,
         F: Future<Output = Result<T, Problem>> + Send + 'static,
         H: Fn(Site, B) -> F + Clone + Send + Sync + 'static,
@@ -82,28 +82,24 @@ impl Api {
         let path = about.path;
         let route =
             post(move |State(site): State<Site>, headers: HeaderMap, body: Bytes| async move {
-                let outcome = match body_of::<B>(&headers, &body) {
-                    Ok(body) => handler(site, body).await,
-                    Err(problem) => Err(problem),
+                let body = match body_of::<B>(&headers, &body) {
+                    Ok(body) => body,
+                    Err(problem) => return refused(path, problem),
                 };
                 // Who asked stands in the span that the guard has opened.
-                match outcome {
+                let order = format!("{body:?}");
+                match handler(site, body).await {
                     Ok(answer) => {
-                        tracing::info!(code = "CONTROL", path, result = "done", "order over HTTP");
-                        json_response(StatusCode::OK, &answer, false)
-                    }
-                    Err(problem) => {
-                        let Problem { status, title, detail } = &problem;
-                        tracing::warn!(
+                        tracing::info!(
                             code = "CONTROL",
                             path,
-                            result = title,
-                            status = status.as_u16(),
-                            detail,
+                            order,
+                            result = "done",
                             "order over HTTP"
                         );
-                        problem.into_response()
+                        json_response(StatusCode::OK, &answer, false)
                     }
+                    Err(problem) => refused(path, problem),
                 }
             });
         let body = self.schemas.subschema_for::<B>();
@@ -228,6 +224,13 @@ pub(super) struct ProblemBody {
     pub status: u16,
     /// What was wrong this time.
     pub detail: String,
+}
+
+/// What was sent is told to who sent it, and not in the log: nobody knows what is in it.
+fn refused(path: &str, problem: Problem) -> Response {
+    let (status, result) = (problem.status.as_u16(), problem.title);
+    tracing::warn!(code = "CONTROL", path, result, status, "order over HTTP");
+    problem.into_response()
 }
 
 fn bad(detail: String) -> Problem {

@@ -4,8 +4,8 @@ use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use harness::Process;
 use harness::process::ProcessBuilder;
-use harness::{Process, http};
 use serde_json::{Value, json};
 use tungstenite::{Message, WebSocket};
 
@@ -22,6 +22,12 @@ fn program() -> PathBuf {
         .flat_map(|dir| names.map(|name| dir.join(name)))
         .find(|candidate| candidate.is_file());
     found.unwrap_or_else(|| panic!("no Chromium: scripts/setup test installs it"))
+}
+
+fn connect(port: &str, path: &str) -> WebSocket<TcpStream> {
+    let stream = TcpStream::connect(format!("127.0.0.1:{port}")).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    tungstenite::client(format!("ws://127.0.0.1:{port}{path}"), stream).unwrap().0
 }
 
 impl Browser {
@@ -45,23 +51,20 @@ impl Browser {
             .unwrap();
         let port_file = profile.join("DevToolsActivePort");
         let deadline = Instant::now() + Duration::from_secs(60);
-        let port = loop {
+        let (port, path) = loop {
             let text = std::fs::read_to_string(&port_file).unwrap_or_default();
-            if let Some(port) = text.lines().next().filter(|_| text.lines().count() > 1) {
-                break port.to_owned();
+            let mut lines = text.lines();
+            if let (Some(port), Some(path)) = (lines.next(), lines.next()) {
+                break (port.to_owned(), path.to_owned());
             }
             assert!(Instant::now() < deadline, "{}", process.log_tail());
             std::thread::sleep(Duration::from_millis(50));
         };
-        let (_, list) = http::get(&format!("http://127.0.0.1:{port}/json/list")).unwrap();
-        let list: Value = serde_json::from_str(&list).unwrap();
-        let pages = list.as_array().unwrap();
-        let page = pages.iter().find(|target| target["type"] == "page").unwrap();
-        let url = page["webSocketDebuggerUrl"].as_str().unwrap();
-        let stream = TcpStream::connect(format!("127.0.0.1:{port}")).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-        let (socket, _) = tungstenite::client(url, stream).unwrap();
-        let mut browser = Self { _process: process, socket, next: 0 };
+        // The browser first, which makes a page, then that page.
+        let mut browser = Self { _process: process, socket: connect(&port, &path), next: 0 };
+        let made = browser.call("Target.createTarget", &json!({"url": "about:blank"}));
+        let page = made["targetId"].as_str().unwrap();
+        browser.socket = connect(&port, &format!("/devtools/page/{page}"));
         browser.call("Page.enable", &json!({}));
         browser.call("Runtime.enable", &json!({}));
         browser
@@ -107,7 +110,8 @@ impl Browser {
     pub fn wait(&mut self, what: &str, expression: &str) {
         // Looks are counted, not time: the whole machine may have been asleep.
         for _ in 0..600 {
-            if self.value(expression) == json!(true) {
+            // A page that is only being loaded has no body yet.
+            if self.value(&format!("!!document.body && ({expression})")) == json!(true) {
                 return;
             }
             std::thread::sleep(Duration::from_millis(100));

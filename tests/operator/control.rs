@@ -122,6 +122,7 @@ fn nothing_is_changed_without_the_token_or_the_socket() {
         String::from_utf8(output.stdout).unwrap()
     };
     run(&["control", "resume"]);
+    persister.wait("well", |it| it.codes().is_empty());
     assert!(run(&["status"]).contains("\"state\": \"ok\""));
     assert!(!persister.process.log().contains(TOKEN));
     persister.stop();
@@ -308,6 +309,7 @@ fn a_bad_night_is_got_through_with_the_command_line_alone() {
     assert!(
         run(&["size", "--url", &url, "--hours", "24", "--rate", "100"], 0).contains("measured")
     );
+    persister.wait("connected", |it| it.get("/healthcheck").status == 200);
     run(&["healthcheck", "--url", &url], 0);
     // Drain.
     run(&["control", "drain", "--url", &url], 0);

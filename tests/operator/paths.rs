@@ -179,6 +179,7 @@ fn the_old_persisters_load_script_reads_its_meters() {
         jq(&metrics, &format!(r#".counters["{repository}.metrics-persisted-counter"].count"#));
     assert_eq!(persisted, written);
     assert_eq!(persister.get("/ping").body, "pong\n");
+    persister.wait("well", |it| it.get("/healthcheck").status == 200);
     let health = persister.json("/healthcheck");
     assert_eq!(health["store"]["healthy"], true);
     assert!(persister.get("/threads").body.contains("metrics-ingest"));
