@@ -147,6 +147,9 @@ fn when_the_backlog_will_be_gone_is_foretold_within_a_fifth() {
     // A known rate: a store behind a slow link.
     let settings = [("STORE__MAX_WRITE_BYTES_PER_SECOND", "400 KiB")];
     let persister = Persister::start(dir.path(), "drained", &settings);
+    // The series are described before: a record waits for the description of its own.
+    produce("metrics-drained", (0..7).map(|value| metric("t", "cpu", value)));
+    persister.wait("described", |it| it.rows_written() == 7 && it.waiting()["records"] == 0);
     persister.order("/api/v1/control/pause", &json!({"stage": "delivery"}));
     produce("metrics-drained", (0..100_000).map(|value| metric("t", "cpu", value)));
     persister.wait("in the log", |it| it.waiting()["records"] == 100_000);
