@@ -29,7 +29,7 @@ use crate::log_reader::LogGap;
 use crate::offset_ranges::OffsetRange;
 use crate::peek::{self, Oldest};
 use crate::pipeline::{PipelineView, WriterCounts};
-use crate::rates::{Rates, float};
+use crate::rates::{Progress, Rates, float, whole};
 use crate::redelivery::RedeliveryCounts;
 use crate::sync::lock;
 
@@ -297,6 +297,7 @@ pub struct Check {
 #[derive(Debug, Clone, Default)]
 struct Sampled {
     rates: Rates,
+    progress: Progress,
     oldest: Option<Oldest>,
 }
 
@@ -463,7 +464,11 @@ impl Inspect {
     pub fn sample(&self) {
         for view in &self.pipelines {
             let status = view.wal.status();
-            let done = status.durable.get().saturating_sub(status.backlog_records);
+            let proved = status.durable.get().saturating_sub(status.backlog_records);
+            let deliver = view.deliver();
+            let rows = float(deliver.gathered.rows.max(1));
+            let written =
+                float(deliver.counts.rows_written) * float(deliver.gathered.records) / rows;
             let oldest = peek::oldest(&view.wal).unwrap_or_else(|error| {
                 tracing::debug!(pipeline = view.name, %error, "look for the oldest record");
                 None
@@ -471,6 +476,8 @@ impl Inspect {
             let now = self.started.elapsed();
             let mut sampled = lock(&self.sampled);
             let sampled = sampled.entry(view.name).or_default();
+            sampled.progress.sample(proved, whole(written));
+            let done = proved.saturating_add(sampled.progress.written_of(status.backlog_records));
             sampled.rates.sample(now, status.appended.get(), done);
             sampled.oldest = oldest;
         }
@@ -769,7 +776,8 @@ fn pipeline_backlog(view: &PipelineView, sampled: &Sampled, now_ms: i64) -> Pipe
     let ingest = view.ingest.snapshot();
     let held = view.held();
     let delivered = view.delivered_offsets();
-    let Sampled { rates, oldest } = sampled;
+    let Sampled { rates, progress, oldest } = sampled;
+    let left = status.backlog_records.saturating_sub(progress.written_of(status.backlog_records));
     // It was delivered since it was looked for.
     let oldest = oldest.filter(|oldest| oldest.position >= status.delivered.get());
     let in_log = status.appended.get().saturating_sub(status.reclaimed.get());
@@ -808,7 +816,7 @@ fn pipeline_backlog(view: &PipelineView, sampled: &Sampled, now_ms: i64) -> Pipe
         in_per_s: rates.in_per_s(),
         out_per_s: rates.out_per_s(),
         seconds_to_full: rates.seconds_to_full(room, record_bytes),
-        seconds_to_drained: rates.seconds_to_drained(status.backlog_records),
+        seconds_to_drained: rates.seconds_to_drained(left),
         oldest,
         oldest_waits_s: oldest.map(|oldest| {
             let waits_ms = now_ms.saturating_sub(oldest.received_ms);

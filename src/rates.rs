@@ -16,6 +16,32 @@ struct Sample {
     delivered: u64,
 }
 
+/// How much is delivered, between the moments at which that is proved: a record counts as delivered when everything it
+/// was gathered with is, which with a long backlog may take minutes.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Progress {
+    proved: u64,
+    written: u64,
+    partly: u64,
+}
+
+impl Progress {
+    /// `proved` records are delivered, and rows of `written` records were written since the start.
+    pub fn sample(&mut self, proved: u64, written: u64) {
+        if proved != self.proved {
+            (self.proved, self.written) = (proved, written);
+        }
+        self.partly = written.saturating_sub(self.written);
+    }
+
+    /// Records whose rows are written, of `backlog` that are not proved to be.
+    #[must_use]
+    pub fn written_of(&self, backlog: u64) -> u64 {
+        // One at least is left while anything waits.
+        self.partly.min(backlog.saturating_sub(1))
+    }
+}
+
 /// Samples of the last seconds.
 #[derive(Debug, Clone, Default)]
 pub struct Rates {
@@ -92,6 +118,16 @@ pub(crate) fn float(count: u64) -> f64 {
     count as f64
 }
 
+/// Back to a count.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a count again, clamped"
+)]
+pub(crate) fn whole(count: f64) -> u64 {
+    count.max(0.0) as u64
+}
+
 fn narrow(count: usize) -> u32 {
     u32::try_from(count).unwrap_or(u32::MAX)
 }
@@ -118,6 +154,19 @@ mod tests {
         let rates = steady(40, 100);
         assert_eq!(rates.seconds_to_drained(600), Some(10.0));
         assert_eq!(rates.seconds_to_full(30_000.0, 50.0), None);
+    }
+
+    #[test]
+    fn what_is_written_counts_before_it_is_proved_and_not_twice() {
+        let mut progress = Progress::default();
+        progress.sample(100, 0);
+        assert_eq!(progress.written_of(50), 0);
+        progress.sample(100, 30);
+        assert_eq!((progress.written_of(50), progress.written_of(10)), (30, 9));
+        progress.sample(140, 45);
+        assert_eq!(progress.written_of(10), 0);
+        progress.sample(140, 47);
+        assert_eq!((progress.written_of(10), progress.written_of(0)), (2, 0));
     }
 
     #[test]

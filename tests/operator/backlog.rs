@@ -157,6 +157,7 @@ fn when_the_backlog_will_be_gone_is_foretold_within_a_fifth() {
     persister.order("/api/v1/control/resume", &json!({}));
     // Rates look back ten seconds.
     std::thread::sleep(Duration::from_secs(11));
+    persister.wait("past", |it| it.waiting()["in_per_s"] == 0.0);
     let waits = persister.waiting();
     let told = waits["seconds_to_drained"].as_f64().unwrap_or_else(|| panic!("{waits}"));
     let asked = Instant::now();
