@@ -42,7 +42,7 @@ test-patient: ## Simulators and models: only processors, no clock.
 test-services: ## Tests against a real Kafka and a real Cassandra.
 	$(CARGO) test --locked -p harness --tests -- --test-threads=1
 	$(CARGO) test --locked -p storage --tests -- --test-threads=1
-	$(CARGO) test --locked --test kafka_security --test kafka_oauth --test dead_letters \
+	$(CARGO) test --locked --test kafka_security --test kafka_oauth --test dead_letters --test operator \
 		--test cassandra_security --test cassandra_errors -- --nocapture
 	$(CARGO) test --locked --test end_to_end -- --test-threads=1 --nocapture
 

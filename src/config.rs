@@ -2,8 +2,12 @@
 //! wrong with it.
 
 mod check;
+pub mod convert;
 mod load;
+mod profile;
+mod schema;
 mod security;
+mod shown;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -14,15 +18,18 @@ use serde::{Deserialize, Serialize};
 use storage::IdScheme;
 
 pub use check::ConfigProblem;
-pub use load::{ConfigError, ENVIRONMENT_PREFIX, Loaded, load};
+pub use load::{ConfigError, ENVIRONMENT_PREFIX, Loaded, load, load_with};
+pub use profile::Profile;
+pub use schema::{DurationText, SizeText, json_schema};
 pub use security::{KafkaOauth, KafkaProtocol, KafkaSasl, KafkaSecurity, KafkaTls, SaslMechanism};
+pub use shown::{LIVE, ShownConfig, ShownValue, redacted};
 
 use crate::gather::Kind;
 use crate::ingest::{CommitAfter, InitialOffset};
 use crate::kafka_gap::GapPolicies;
 
 /// Everything.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, schemars::JsonSchema, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Directory of the logs, the dead letters and the embedded store.
@@ -32,10 +39,12 @@ pub struct Config {
     pub instance: String,
     /// How long rows are kept in the store. Upstream's default.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "DurationText")]
     pub retention: Duration,
     /// What is done about a backlog of which more than a hundredth is older than that by this machine's clock.
     pub expired_backlog: ExpiredBacklog,
     /// How series get their ids. A site that switches from an older persister must keep its scheme.
+    #[schemars(with = "String", extend("enum" = ["sha256", "sha1-nul", "sha1-concat"]))]
     pub metric_id_scheme: IdScheme,
     /// The brokers.
     pub kafka: KafkaConfig,
@@ -82,7 +91,9 @@ impl Default for Config {
 }
 
 /// What is done about a backlog that is older than the retention.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, schemars::JsonSchema, Deserialize,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum ExpiredBacklog {
     /// Delivery waits: more often than not the clock is wrong.
@@ -93,7 +104,7 @@ pub enum ExpiredBacklog {
 }
 
 /// The brokers and how to talk to them.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, schemars::JsonSchema, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct KafkaConfig {
     /// `host:port` of one or more brokers.
@@ -105,18 +116,22 @@ pub struct KafkaConfig {
     pub group_instance_id: String,
     /// A member that is silent for so long loses its partitions, also one that was stopped. Long enough for a restart.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "DurationText")]
     pub session_timeout: Duration,
     /// Where a group without any offset and an empty log begins.
     pub initial_offset: InitialOffset,
     /// Shortest time between two commits.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "DurationText")]
     pub commit_interval: Duration,
     /// Another instance that owes something and was not heard of for so long is taken over without being asked. The same
     /// for all instances of a group: each says something three times in it. None: an operator decides.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "Option<DurationText>")]
     pub takeover_after: Option<Duration>,
     /// How often a ledger that Kafka forbids is tried again.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "DurationText")]
     pub ledger_retry: Duration,
     /// What must have happened to a message before its offset is committed: `wal` (durable in the log) or `delivery`
     /// (in the store or the dead letters as well).
@@ -149,7 +164,7 @@ impl Default for KafkaConfig {
 }
 
 /// One pipeline: a topic, a consumer, a log and its writers.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, schemars::JsonSchema, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct PipelineConfig {
     /// False leaves the topic alone.
@@ -165,13 +180,16 @@ pub struct PipelineConfig {
     /// Most rows in one request.
     pub batch_rows_max: usize,
     /// Most bytes in one request, about; Cassandra warns at 5 KiB for several partitions only.
+    #[schemars(with = "SizeText")]
     pub batch_bytes_max: ByteSize,
     /// How long rows wait for others of their series when there is no backlog. What waits is already safe.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "DurationText")]
     pub freshness: Duration,
     /// Most rows looked at together; with a backlog more of them share a series.
     pub gather_rows_max: usize,
     /// Longer messages become dead letters.
+    #[schemars(with = "SizeText")]
     pub message_bytes_max: ByteSize,
 }
 
@@ -210,13 +228,14 @@ impl Default for PipelineConfig {
 }
 
 /// A pipeline beside the two that there always are.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, schemars::JsonSchema, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MorePipeline {
     /// What its topic carries.
     pub kind: Kind,
     /// Most bytes of its log.
     #[serde(default = "MorePipeline::log_bytes_max")]
+    #[schemars(with = "SizeText")]
     pub log_bytes_max: ByteSize,
     /// The rest, as for the two others. Topic and group must be its own.
     pub pipeline: PipelineConfig,
@@ -264,21 +283,26 @@ impl Config {
 }
 
 /// The write-ahead logs.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, schemars::JsonSchema, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LogConfig {
     /// Most bytes of the metrics log: how long an outage it absorbs.
+    #[schemars(with = "SizeText")]
     pub metrics_bytes_max: ByteSize,
     /// Most bytes of the alarms log.
+    #[schemars(with = "SizeText")]
     pub alarms_bytes_max: ByteSize,
     /// Most bytes of the dead letters.
+    #[schemars(with = "SizeText")]
     pub dead_letters_bytes_max: ByteSize,
     /// Free space that must be left on the file system of the logs: below it, they take no more of it and consumption
     /// pauses.
+    #[schemars(with = "SizeText")]
     pub min_free_bytes: ByteSize,
     /// How long delivered records are kept, to be delivered again when a node of Cassandra restarts or is away: it
     /// acknowledges before its own commit log is synced.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "DurationText")]
     pub hold_back: Duration,
 }
 
@@ -295,15 +319,17 @@ impl Default for LogConfig {
 }
 
 /// Messages that can never be stored. How many bytes they may take is `wal.dead_letters_bytes_max`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, schemars::JsonSchema, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DeadLettersConfig {
     /// The status warns about one that is older: somebody should look. None: it never does.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "Option<DurationText>")]
     pub warn_after: Option<Duration>,
     /// While the oldest one is older, no others are kept: delivery waits at the next bad message until somebody has dealt
     /// with it. None: age holds up nothing.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "Option<DurationText>")]
     pub age_max: Option<Duration>,
     /// A topic that they are sent to. They leave the log when the brokers have acknowledged them. None: they stay.
     pub topic: Option<String>,
@@ -322,7 +348,7 @@ impl Default for DeadLettersConfig {
 }
 
 /// Which store is used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, schemars::JsonSchema, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum StoreKind {
     /// Apache Cassandra or ScyllaDB.
@@ -332,7 +358,7 @@ pub enum StoreKind {
 }
 
 /// Where rows go.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, schemars::JsonSchema, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct StoreConfig {
     /// Which one.
@@ -344,10 +370,12 @@ pub struct StoreConfig {
     /// How often a series' definition is written again, so that it outlives its data; its time to live is the retention
     /// and two of these.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "DurationText")]
     pub definition_refresh: Duration,
     /// Most series remembered as written; about 22 bytes each, taken as they appear.
     pub definitions_max: usize,
     /// Most bytes a second that are sent to the store, all pipelines together, about; `None`: no limit.
+    #[schemars(with = "Option<SizeText>")]
     pub max_write_bytes_per_second: Option<ByteSize>,
 }
 
@@ -365,7 +393,9 @@ impl Default for StoreConfig {
 }
 
 /// Whether what is sent to Cassandra is compressed.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, schemars::JsonSchema, Deserialize,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum CqlCompression {
     /// As it is: on a fast network compression costs more time than it saves.
@@ -376,7 +406,7 @@ pub enum CqlCompression {
 }
 
 /// A Cassandra or ScyllaDB cluster.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, schemars::JsonSchema, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CassandraSection {
     /// `host:port` of one or more nodes. Names are looked up again after an outage.
@@ -401,6 +431,7 @@ pub struct CassandraSection {
     pub compression: CqlCompression,
     /// How long a request may take, all attempts of the driver together.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "DurationText")]
     pub request_timeout: Duration,
     /// Replication of the keyspace as `schema apply` creates it, in CQL.
     pub replication: String,
@@ -449,12 +480,14 @@ impl Default for CassandraSection {
 }
 
 /// The embedded store for trying it out.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, schemars::JsonSchema, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SledSection {
     /// Memory for its cache.
+    #[schemars(with = "SizeText")]
     pub cache: ByteSize,
     /// Most bytes on disk.
+    #[schemars(with = "SizeText")]
     pub bytes_max: ByteSize,
 }
 
@@ -465,21 +498,35 @@ impl Default for SledSection {
 }
 
 /// The operators' surface.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, schemars::JsonSchema, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct HttpConfig {
-    /// Address and port. Only loopback addresses are allowed: put a proxy in front to reach it from elsewhere.
+    /// Address and port. TLS is the work of a proxy in front. An address other than loopback needs `token_file`.
     pub bind: std::net::SocketAddr,
+    /// File with the token, at least 32 bytes, that allows to change something (`Authorization: Bearer ...`); only its
+    /// owner can read it. At an address other than loopback it is needed for reading as well. None: nothing can be
+    /// changed over TCP.
+    pub token_file: Option<PathBuf>,
+    /// A unix socket beside the address: who may open it (its owner and its group) may change things without a token.
+    pub socket: Option<PathBuf>,
+    /// Host names by which it may be asked, beside IP addresses and `localhost`: a page of another name that a browser
+    /// was lured to is refused.
+    pub allowed_hosts: Vec<String>,
 }
 
 impl Default for HttpConfig {
     fn default() -> Self {
-        Self { bind: std::net::SocketAddr::from(([127, 0, 0, 1], 8091)) }
+        Self {
+            bind: std::net::SocketAddr::from(([127, 0, 0, 1], 8091)),
+            token_file: None,
+            socket: None,
+            allowed_hosts: Vec::new(),
+        }
     }
 }
 
 /// What happens on a stop signal.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, schemars::JsonSchema, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ShutdownMode {
     /// Deliver what is in the log, as far as the time allows.
@@ -489,13 +536,14 @@ pub enum ShutdownMode {
 }
 
 /// Stopping.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, schemars::JsonSchema, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ShutdownConfig {
     /// What to do with the backlog.
     pub mode: ShutdownMode,
     /// How long draining may take.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "DurationText")]
     pub drain_timeout: Duration,
 }
 
@@ -506,7 +554,7 @@ impl Default for ShutdownConfig {
 }
 
 /// Form of log lines.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, schemars::JsonSchema, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
     /// For people.
@@ -516,7 +564,7 @@ pub enum LogFormat {
 }
 
 /// Log lines.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, schemars::JsonSchema, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LoggingConfig {
     /// Filter, for example `info` or `info,monasca_persister=debug`.

@@ -42,7 +42,7 @@ pub fn cache_dir(config: &Config) -> PathBuf {
 }
 
 /// What is known of definitions.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, schemars::JsonSchema)]
 pub struct DefinitionStatus {
     /// Series remembered as written.
     pub remembered: usize,

@@ -216,7 +216,7 @@ pub enum Effect {
 }
 
 /// Counts since the start.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, schemars::JsonSchema)]
 pub struct DeliverCounts {
     /// Requests that the store answered with success.
     pub requests_ok: u64,

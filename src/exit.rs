@@ -45,6 +45,9 @@ pub fn code(error: &anyhow::Error) -> u8 {
         {
             return CONFIGURATION;
         }
+        if cause.downcast_ref::<crate::http::WeakToken>().is_some() {
+            return CONFIGURATION;
+        }
         if let Some(error) = cause.downcast_ref::<SecretError>() {
             return if error.is_permission() { PERMISSION } else { CONFIGURATION };
         }

@@ -26,7 +26,17 @@ pub use units::{Planned, RecordRef, Records, Unit};
 
 /// What a pipeline carries.
 #[derive(
-    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    serde::Serialize,
+    schemars::JsonSchema,
+    serde::Deserialize,
 )]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
@@ -70,7 +80,7 @@ pub struct GatherConfig {
 pub type Replicas = Arc<dyn Fn(&MetricId) -> Option<u64> + Send + Sync>;
 
 /// What was noticed and not an error, counted.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, schemars::JsonSchema)]
 pub struct GatherCounts {
     /// Records looked at.
     pub records: u64,

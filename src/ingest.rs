@@ -20,7 +20,17 @@ use crate::offsets::{
 const DISTRUST_COMMITTED: Duration = Duration::from_secs(10 * 60);
 
 /// Where a group without any committed offset and without any record in the log begins.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Default,
+    serde::Serialize,
+    schemars::JsonSchema,
+    serde::Deserialize,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum InitialOffset {
     /// With the oldest message that Kafka still has.
@@ -31,7 +41,17 @@ pub enum InitialOffset {
 }
 
 /// What must have happened to a message before its offset is committed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Default,
+    serde::Serialize,
+    schemars::JsonSchema,
+    serde::Deserialize,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum CommitAfter {
     /// It is durable in the log.
@@ -116,6 +136,8 @@ pub enum Event {
     LogFill(f64),
     /// The log refused a batch because it is full.
     LogFull,
+    /// A person wants consumption to pause, or to go on.
+    Hold(bool),
     /// Kafka confirmed an offset.
     Committed {
         /// The partition.
@@ -237,6 +259,8 @@ pub struct Ingest {
     log_end: Position,
     first_start: bool,
     paused: bool,
+    /// A person wants nothing consumed for now.
+    held: bool,
     last_commit: Option<Duration>,
     /// The ledger has said something new since the last commit.
     witnessed: bool,
@@ -262,6 +286,7 @@ impl Ingest {
             log_end,
             first_start: log.next.is_empty(),
             paused: false,
+            held: false,
             last_commit: None,
             witnessed: false,
             stopped: BTreeMap::new(),
@@ -311,6 +336,7 @@ impl Ingest {
             Event::Durable(proof) => self.offsets.durable(proof),
             Event::LogFill(fill) => self.log_fill(fill, effects),
             Event::LogFull => self.pause(effects),
+            Event::Hold(held) => self.hold_all(held, effects),
             Event::Committed { partition, next } => self.offsets.committed(partition, next),
             Event::Witnessed { partition, next } => {
                 self.offsets.witnessed(partition, next);
@@ -350,9 +376,15 @@ impl Ingest {
         self.offsets.committable(|_| true)
     }
 
-    /// True while consumption is paused because the log is full.
+    /// True while consumption is paused, because the log is full or because a person wants it so.
     #[must_use]
     pub fn is_paused(&self) -> bool {
+        self.paused || self.held
+    }
+
+    /// True while consumption is paused because the log is full.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
         self.paused
     }
 
@@ -409,7 +441,7 @@ impl Ingest {
         effects.push(Effect::Begin { partition, start });
         if let Some(at_ms) = self.recreated_ms {
             self.hold(self.gap_of_recreated(partition, at_ms), effects);
-        } else if self.paused {
+        } else if self.is_paused() {
             // Newly assigned partitions arrive unpaused.
             effects.push(Effect::Pause(vec![partition]));
         }
@@ -549,14 +581,29 @@ impl Ingest {
             self.pause(effects);
         } else if self.paused && fill <= self.config.low_mark {
             self.paused = false;
-            effects.push(Effect::Resume(self.flowing()));
+            if !self.held {
+                effects.push(Effect::Resume(self.flowing()));
+            }
+        }
+    }
+
+    fn hold_all(&mut self, held: bool, effects: &mut Vec<Effect>) {
+        if held == self.held {
+            return;
+        }
+        self.held = held;
+        if !self.paused {
+            let partitions = self.flowing();
+            effects.push(if held { Effect::Pause(partitions) } else { Effect::Resume(partitions) });
         }
     }
 
     fn pause(&mut self, effects: &mut Vec<Effect>) {
         if !self.paused {
             self.paused = true;
-            effects.push(Effect::Pause(self.flowing()));
+            if !self.held {
+                effects.push(Effect::Pause(self.flowing()));
+            }
         }
     }
 
@@ -590,3 +637,6 @@ impl Ingest {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -13,6 +13,7 @@ use wal::DiskFs;
 use crate::breaker::BreakerState;
 use crate::clock::wall_ms;
 use crate::config::DeadLettersConfig;
+use crate::control::OnHold;
 use crate::dead_letters::{ClerkCounts, DeadLetters};
 use crate::definitions::{DefinitionStatus, Definitions};
 use crate::deliver::DeliverCounts;
@@ -26,7 +27,9 @@ use crate::kafka_gap::{GapKind, KafkaGap};
 use crate::kafka_trouble::Trouble;
 use crate::log_reader::LogGap;
 use crate::offset_ranges::OffsetRange;
+use crate::peek::{self, Oldest};
 use crate::pipeline::{PipelineView, WriterCounts};
+use crate::rates::{Progress, Rates, float, whole};
 use crate::redelivery::RedeliveryCounts;
 use crate::sync::lock;
 
@@ -47,7 +50,7 @@ pub enum Phase {
 }
 
 /// One reason for a state that is not `ok`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, schemars::JsonSchema)]
 pub struct Reason {
     /// Stable code.
     pub code: String,
@@ -58,7 +61,7 @@ pub struct Reason {
 }
 
 /// `/api/v1/status`.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, schemars::JsonSchema)]
 pub struct Status {
     /// `ok`, `degraded`, `failing` or `draining`.
     pub state: &'static str,
@@ -79,7 +82,7 @@ pub struct Status {
 }
 
 /// What one pipeline is doing.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, schemars::JsonSchema)]
 pub struct PipelineStatus {
     /// What its topic carries.
     pub kind: Kind,
@@ -93,6 +96,8 @@ pub struct PipelineStatus {
     pub group: GroupState,
     /// Consumption is paused because the log is full.
     pub paused: bool,
+    /// What a person wants to be paused.
+    pub held: OnHold,
     /// First stage.
     pub intake: IntakeCounts,
     /// What decoding and grouping noticed.
@@ -125,7 +130,7 @@ pub struct PipelineStatus {
 }
 
 /// What a log did since it was opened.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, schemars::JsonSchema)]
 pub struct LogActivity {
     /// Segment files with records.
     pub segments: usize,
@@ -173,8 +178,10 @@ impl LogActivity {
 }
 
 /// `/api/v1/backlog`.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, schemars::JsonSchema)]
 pub struct Backlog {
+    /// All pipelines together.
+    pub total: TotalBacklog,
     /// One entry per pipeline.
     pub pipelines: BTreeMap<&'static str, PipelineBacklog>,
     /// Dead letters kept, repetitions included.
@@ -183,8 +190,23 @@ pub struct Backlog {
     pub dead_letter_log: LettersBacklog,
 }
 
+/// What waits in all pipelines.
+#[derive(Debug, Clone, Copy, Default, Serialize, schemars::JsonSchema)]
+pub struct TotalBacklog {
+    /// Durable records that are not delivered.
+    pub records: u64,
+    /// Their bytes on disk, estimated.
+    pub bytes: u64,
+    /// For how long the oldest waits, in seconds, as the wall clock tells.
+    pub oldest_waits_s: Option<f64>,
+    /// Records appended per second.
+    pub in_per_s: f64,
+    /// Records delivered per second.
+    pub out_per_s: f64,
+}
+
 /// The dead letters' log.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, schemars::JsonSchema)]
 pub struct LettersBacklog {
     /// For how long the oldest has been one, as the wall clock tells.
     pub oldest_age_s: Option<u64>,
@@ -201,7 +223,7 @@ pub struct LettersBacklog {
 }
 
 /// What waits in one pipeline.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, schemars::JsonSchema)]
 pub struct PipelineBacklog {
     /// Topic.
     pub topic: String,
@@ -227,16 +249,24 @@ pub struct PipelineBacklog {
     pub in_per_s: f64,
     /// Records delivered per second, over about the last ten seconds.
     pub out_per_s: f64,
-    /// Seconds until the backlog is gone at these rates; absent when it does not shrink.
+    /// Seconds until the log is so full that consumption pauses, at these rates; absent while the backlog does not grow.
+    pub seconds_to_full: Option<f64>,
+    /// Seconds until the backlog is gone at these rates; absent while it does not shrink.
     pub seconds_to_drained: Option<f64>,
-    /// Consumption is paused because the log is full.
+    /// The record that waits for longest, as looked at within the last second.
+    pub oldest: Option<Oldest>,
+    /// For how long it waits, in seconds, as the wall clock tells.
+    pub oldest_waits_s: Option<f64>,
+    /// Consumption is paused, for whatever reason.
     pub paused: bool,
+    /// Why: `log full`, `by order`.
+    pub paused_why: Option<&'static str>,
     /// One entry per assigned partition.
     pub partitions: BTreeMap<i32, PartitionBacklog>,
 }
 
 /// One partition; every value is a next offset.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy, Serialize, schemars::JsonSchema)]
 pub struct PartitionBacklog {
     /// Next offset to take from Kafka.
     pub consumed: Option<i64>,
@@ -244,12 +274,18 @@ pub struct PartitionBacklog {
     pub durable: Option<i64>,
     /// What Kafka confirmed for the group.
     pub committed: Option<i64>,
+    /// Everything before it is in the store or the dead letters.
+    pub delivered: Option<i64>,
     /// Messages in Kafka that are not consumed, as the brokers told last.
     pub lag: Option<i64>,
+    /// Nothing is taken from it.
+    pub paused: bool,
+    /// Why: `log full`, `by order`, or the code of a gap that a person has to accept.
+    pub paused_why: Option<&'static str>,
 }
 
 /// One line of a health check.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, schemars::JsonSchema)]
 pub struct Check {
     /// Whether it is as it should be.
     pub healthy: bool,
@@ -257,11 +293,12 @@ pub struct Check {
     pub message: String,
 }
 
-#[derive(Debug, Clone, Copy, Default)]
-struct Rate {
-    last: Option<(Instant, u64, u64)>,
-    in_per_s: f64,
-    out_per_s: f64,
+/// What is sampled once a second.
+#[derive(Debug, Clone, Default)]
+struct Sampled {
+    rates: Rates,
+    progress: Progress,
+    oldest: Option<Oldest>,
 }
 
 /// What can be said of the dead letters.
@@ -273,7 +310,7 @@ pub struct LettersView {
     /// What their topic says, if they have one.
     pub topic: Option<Arc<LettersTopicState>>,
     /// When somebody should look.
-    pub config: DeadLettersConfig,
+    pub config: Mutex<DeadLettersConfig>,
 }
 
 impl LettersView {
@@ -307,7 +344,7 @@ impl LettersView {
         }
         let Some(age) = self.oldest_age() else { return };
         let whole = humantime::format_duration(Duration::from_secs(age.as_secs()));
-        let DeadLettersConfig { warn_after, age_max, .. } = self.config;
+        let DeadLettersConfig { warn_after, age_max, .. } = *lock(&self.config);
         if let Some(limit) = age_max.filter(|limit| age > *limit) {
             let limit = humantime::format_duration(limit);
             reasons.push(reason(
@@ -335,12 +372,14 @@ pub struct Inspect {
     read: Option<Arc<dyn Read>>,
     dead_letters: LettersView,
     definitions: Definitions,
-    rates: Mutex<BTreeMap<&'static str, Rate>>,
+    last_shutdown: Option<serde_json::Value>,
+    sampled: Mutex<BTreeMap<&'static str, Sampled>>,
 }
 
 impl Inspect {
     /// An inspection of these pipelines. `read` is there for embedded stores.
     #[must_use]
+    #[expect(clippy::too_many_arguments, reason = "each is something else to look at")]
     pub fn new(
         started: Instant,
         instance: String,
@@ -349,6 +388,7 @@ impl Inspect {
         read: Option<Arc<dyn Read>>,
         dead_letters: LettersView,
         definitions: Definitions,
+        last_shutdown: Option<serde_json::Value>,
     ) -> Self {
         Self {
             started,
@@ -359,8 +399,32 @@ impl Inspect {
             read,
             dead_letters,
             definitions,
-            rates: Mutex::new(BTreeMap::new()),
+            last_shutdown,
+            sampled: Mutex::new(BTreeMap::new()),
         }
+    }
+
+    /// Whether everything is opened and consumption has begun.
+    #[must_use]
+    pub fn has_started(&self) -> bool {
+        self.phase() != Phase::Starting
+    }
+
+    /// How this program ended the last time, as it wrote then.
+    #[must_use]
+    pub fn last_shutdown(&self) -> Option<serde_json::Value> {
+        self.last_shutdown.clone()
+    }
+
+    /// From now on dead letters are told when they are so old.
+    pub fn warn_after(&self, age: Option<Duration>) {
+        lock(&self.dead_letters.config).warn_after = age;
+    }
+
+    /// Monotonic time, as the logs count it.
+    #[must_use]
+    pub fn uptime(&self) -> Duration {
+        self.started.elapsed()
     }
 
     /// Says where the process is.
@@ -396,69 +460,52 @@ impl Inspect {
         &self.pipelines
     }
 
-    /// Takes a sample for the rates; called once a second.
+    /// Takes a sample for the rates, and looks for the oldest record; called once a second. Reads files.
     pub fn sample(&self) {
-        /// Weight of the newest second: the average looks back about ten.
-        const NEWEST: f64 = 0.2;
-        let now = Instant::now();
-        let mut rates = lock(&self.rates);
         for view in &self.pipelines {
             let status = view.wal.status();
-            let done = status.durable.get().saturating_sub(status.backlog_records);
-            let rate = rates.entry(view.name).or_default();
-            if let Some((then, appended, delivered)) = rate.last {
-                let seconds = now.duration_since(then).as_secs_f64().max(0.001);
-                let per_s = |new: u64, old: u64| float(new.saturating_sub(old)) / seconds;
-                rate.in_per_s += NEWEST * (per_s(status.appended.get(), appended) - rate.in_per_s);
-                rate.out_per_s += NEWEST * (per_s(done, delivered) - rate.out_per_s);
-            }
-            rate.last = Some((now, status.appended.get(), done));
+            let proved = status.durable.get().saturating_sub(status.backlog_records);
+            let deliver = view.deliver();
+            let rows = float(deliver.gathered.rows.max(1));
+            let written =
+                float(deliver.counts.rows_written) * float(deliver.gathered.records) / rows;
+            let oldest = peek::oldest(&view.wal).unwrap_or_else(|error| {
+                tracing::debug!(pipeline = view.name, %error, "look for the oldest record");
+                None
+            });
+            let now = self.started.elapsed();
+            let mut sampled = lock(&self.sampled);
+            let sampled = sampled.entry(view.name).or_default();
+            sampled.progress.sample(proved, whole(written));
+            let done = proved.saturating_add(sampled.progress.written_of(status.backlog_records));
+            sampled.rates.sample(now, status.appended.get(), done);
+            sampled.oldest = oldest;
         }
     }
 
     /// What waits.
     #[must_use]
     pub fn backlog(&self) -> Backlog {
-        let rates = lock(&self.rates).clone();
-        let pipelines = self.pipelines.iter().map(|view| {
-            let status = view.wal.status();
-            let ingest = view.ingest.snapshot();
-            let rate = rates.get(view.name).copied().unwrap_or_default();
-            let shrinking = rate.out_per_s - rate.in_per_s;
-            let backlog = PipelineBacklog {
-                topic: view.topic.clone(),
-                records: status.backlog_records,
-                bytes: status.backlog_bytes,
-                allocated_bytes: status.allocated_bytes,
-                capacity_bytes: status.max_bytes,
-                fill: status.fill(),
-                appended: status.appended.get(),
-                durable: status.durable.get(),
-                delivered: status.delivered.get(),
-                reclaimed: status.reclaimed.get(),
-                in_per_s: rate.in_per_s,
-                out_per_s: rate.out_per_s,
-                seconds_to_drained: (shrinking > 0.1)
-                    .then(|| float(status.backlog_records) / shrinking),
-                paused: ingest.paused,
-                partitions: ingest
-                    .partitions
-                    .iter()
-                    .map(|(partition, progress)| {
-                        let partition_backlog = PartitionBacklog {
-                            consumed: progress.consumed,
-                            durable: progress.durable,
-                            committed: progress.committed,
-                            lag: ingest.lag.get(partition).copied(),
-                        };
-                        (*partition, partition_backlog)
-                    })
-                    .collect(),
-            };
-            (view.name, backlog)
-        });
+        let sampled = lock(&self.sampled).clone();
+        let now_ms = wall_ms();
+        let mut total = TotalBacklog::default();
+        let mut pipelines = BTreeMap::new();
+        for view in &self.pipelines {
+            let sampled = sampled.get(view.name).cloned().unwrap_or_default();
+            let backlog = pipeline_backlog(view, &sampled, now_ms);
+            total.records = total.records.saturating_add(backlog.records);
+            total.bytes = total.bytes.saturating_add(backlog.bytes);
+            total.in_per_s += backlog.in_per_s;
+            total.out_per_s += backlog.out_per_s;
+            total.oldest_waits_s = [total.oldest_waits_s, backlog.oldest_waits_s]
+                .into_iter()
+                .flatten()
+                .reduce(f64::max);
+            pipelines.insert(view.name, backlog);
+        }
         Backlog {
-            pipelines: pipelines.collect(),
+            total,
+            pipelines,
             dead_letters: self.dead_letters.letters.count(),
             dead_letter_log: self.dead_letters.backlog(),
         }
@@ -545,6 +592,16 @@ impl Inspect {
                 "consumption is paused and goes on when the store has taken some of the backlog; a larger wal.*_bytes_max absorbs longer outages",
             ));
         }
+        let held = view.held();
+        for (is_held, stage) in [(held.intake, "consumption"), (held.delivery, "delivery")] {
+            if is_held {
+                reasons.push(reason(
+                    "PAUSED_BY_ORDER",
+                    format!("{name}: {stage} is paused because a person wants it so"),
+                    "`control resume` ends it; a restart does not",
+                ));
+            }
+        }
         if matches!(deliver.breaker, Some(BreakerState::Open | BreakerState::HalfOpen)) {
             let why = deliver
                 .last_error
@@ -606,6 +663,7 @@ impl Inspect {
             kafka_connected: ingest.connected,
             group: ingest.group,
             paused: ingest.paused,
+            held,
             intake: ingest.counts,
             gathered: deliver.gathered,
             delivered: deliver.counts,
@@ -713,6 +771,63 @@ impl Inspect {
     }
 }
 
+fn pipeline_backlog(view: &PipelineView, sampled: &Sampled, now_ms: i64) -> PipelineBacklog {
+    let status = view.wal.status();
+    let ingest = view.ingest.snapshot();
+    let held = view.held();
+    let delivered = view.delivered_offsets();
+    let Sampled { rates, progress, oldest } = sampled;
+    let left = status.backlog_records.saturating_sub(progress.written_of(status.backlog_records));
+    // It was delivered since it was looked for.
+    let oldest = oldest.filter(|oldest| oldest.position >= status.delivered.get());
+    let in_log = status.appended.get().saturating_sub(status.reclaimed.get());
+    let record_bytes = float(status.used_bytes) / float(in_log.max(1));
+    let room = float(status.max_bytes) * wal::WalStatus::HIGH_MARK - float(status.used_bytes);
+    let paused_why = match (ingest.paused, held.intake) {
+        (true, _) => Some("log full"),
+        (false, true) => Some("by order"),
+        (false, false) => None,
+    };
+    let partitions = ingest.partitions.iter().map(|(partition, progress)| {
+        let gap = ingest.stopped.iter().find(|gap| gap.partition == *partition);
+        let paused_why = gap.map(|gap| gap.kind.code()).or(paused_why);
+        let partition_backlog = PartitionBacklog {
+            consumed: progress.consumed,
+            durable: progress.durable,
+            committed: progress.committed,
+            delivered: delivered.get(partition).copied(),
+            lag: ingest.lag.get(partition).copied(),
+            paused: paused_why.is_some(),
+            paused_why,
+        };
+        (*partition, partition_backlog)
+    });
+    PipelineBacklog {
+        topic: view.topic.clone(),
+        records: status.backlog_records,
+        bytes: status.backlog_bytes,
+        allocated_bytes: status.allocated_bytes,
+        capacity_bytes: status.max_bytes,
+        fill: status.fill(),
+        appended: status.appended.get(),
+        durable: status.durable.get(),
+        delivered: status.delivered.get(),
+        reclaimed: status.reclaimed.get(),
+        in_per_s: rates.in_per_s(),
+        out_per_s: rates.out_per_s(),
+        seconds_to_full: rates.seconds_to_full(room, record_bytes),
+        seconds_to_drained: rates.seconds_to_drained(left),
+        oldest,
+        oldest_waits_s: oldest.map(|oldest| {
+            let waits_ms = now_ms.saturating_sub(oldest.received_ms);
+            float(u64::try_from(waits_ms).unwrap_or(0)) / 1000.0
+        }),
+        paused: paused_why.is_some(),
+        paused_why,
+        partitions: partitions.collect(),
+    }
+}
+
 /// Another instance that owes something and was not heard of for so long is silent: it says something once an hour.
 const SILENT_AFTER_S: u64 = 2 * 60 * 60;
 
@@ -802,10 +917,4 @@ fn reason(code: &str, message: String, hint: &str) -> Reason {
 /// What a person does about an error of the database; nothing for other codes.
 fn next_step(code: &str) -> &'static str {
     CODES.iter().find(|known| known.name == code).map_or("", |known| known.next)
-}
-
-/// For rates and fills: beyond 2^53 the error does not matter.
-#[expect(clippy::cast_precision_loss, reason = "a rate needs no exact count")]
-fn float(count: u64) -> f64 {
-    count as f64
 }

@@ -46,7 +46,7 @@ pub enum IntakeError {
 }
 
 /// Counts since the start.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, schemars::JsonSchema)]
 pub struct IntakeCounts {
     /// Messages taken.
     pub messages: u64,

@@ -182,7 +182,9 @@ impl Context {
         if partitions.is_empty() {
             return;
         }
-        if self.is_due("WAL_FULL", "") {
+        if self.shared.is_held() {
+            tracing::info!(topic = self.topic, "consumption paused by order");
+        } else if self.is_due("WAL_FULL", "") {
             self.said_full.store(true, Ordering::Relaxed);
             tracing::warn!(
                 code = "WAL_FULL",
@@ -595,6 +597,7 @@ impl Ingestion {
                     Err(_) => intake.part(Event::Accept, context.now(), effects)?,
                 }
             }
+            intake.on(Event::Hold(context.shared.is_held()), context.now(), effects);
             intake.append(context.now(), effects)?;
             intake.tick(context.now(), effects);
         }
@@ -775,7 +778,7 @@ fn publish(context: &Context) {
     snapshot.partitions.clear();
     snapshot.partitions.extend(intake.machine().progress());
     snapshot.counts = intake.counts();
-    snapshot.paused = intake.machine().is_paused();
+    snapshot.paused = intake.machine().is_full();
     snapshot.stopped.clear();
     snapshot.stopped.extend(intake.machine().stopped());
     context.shared.heartbeat_ms.store(milliseconds(context.now()), Ordering::Relaxed);

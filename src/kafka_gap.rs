@@ -3,7 +3,9 @@
 use bincode::{Decode, Encode};
 
 /// How they part.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode, serde::Serialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Encode, Decode, serde::Serialize, schemars::JsonSchema,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum GapKind {
     /// Kafka removed messages before they were consumed: they are lost.
@@ -27,7 +29,9 @@ impl GapKind {
 }
 
 /// Offsets of one partition that Kafka does not have any more, and we thought it had.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode, serde::Serialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Encode, Decode, serde::Serialize, schemars::JsonSchema,
+)]
 pub struct KafkaGap {
     /// How Kafka's history and ours part.
     pub kind: GapKind,
@@ -61,7 +65,9 @@ impl KafkaGap {
 }
 
 /// What is done when such a gap is found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, schemars::JsonSchema, serde::Deserialize,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum GapPolicy {
     /// The gap is recorded and consumption goes on with what Kafka has.
@@ -71,7 +77,9 @@ pub enum GapPolicy {
 }
 
 /// What is done about each kind.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, schemars::JsonSchema, serde::Deserialize,
+)]
 #[serde(deny_unknown_fields, default)]
 pub struct GapPolicies {
     /// Retention overtook us.

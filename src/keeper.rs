@@ -96,7 +96,7 @@ struct Fetched {
 }
 
 /// Counts since the start.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, schemars::JsonSchema)]
 pub struct KeeperCounts {
     /// Entries that Kafka confirmed.
     pub ledger_entries: u64,

@@ -35,7 +35,7 @@ pub struct LookAhead {
 }
 
 /// A stretch of the log that cannot be read: acknowledged messages that are damaged.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, schemars::JsonSchema)]
 pub struct LogGap {
     /// First position lost.
     pub from: u64,

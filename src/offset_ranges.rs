@@ -6,7 +6,19 @@ use std::ops::Range;
 use bincode::{Decode, Encode};
 
 /// A stretch of one partition: from the first offset up to, not including, `to`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Encode, Decode, serde::Serialize)]
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Encode,
+    Decode,
+    serde::Serialize,
+    schemars::JsonSchema,
+)]
 pub struct OffsetRange {
     /// The partition.
     pub partition: i32,

@@ -41,6 +41,11 @@ impl Pace {
         now.saturating_add(wait.max(Duration::from_millis(1)))
     }
 
+    /// Another rate from now on.
+    pub fn change(&mut self, bytes_per_second: u64) {
+        self.bytes_per_second = as_f64(bytes_per_second).max(1.0);
+    }
+
     /// A request of so many bytes leaves.
     pub fn take(&mut self, bytes: usize) {
         self.room -= as_f64(u64::try_from(bytes).unwrap_or(u64::MAX));
@@ -55,6 +60,15 @@ fn as_f64(bytes: u64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn another_rate_counts_from_the_next_request_on() {
+        let mut pace = Pace::new(1000);
+        send(&mut pace, 100, Duration::ZERO, 10);
+        pace.change(5000);
+        let sent = send(&mut pace, 100, Duration::from_secs(10), 10);
+        assert!((45_000..55_000).contains(&sent), "{sent}");
+    }
 
     /// Sends requests of `bytes` as fast as it may for `seconds`; returns the bytes sent.
     fn send(pace: &mut Pace, bytes: usize, from: Duration, seconds: u64) -> usize {

@@ -26,6 +26,7 @@ use crate::batch_limit::BatchLimit;
 use crate::breaker::BreakerState;
 use crate::clock::wall_ms;
 use crate::config::{Config, PipelineSpec};
+use crate::control::{Control, OnHold};
 use crate::dead_letters::DeadLetters;
 use crate::definitions::Definitions;
 use crate::deliver::{DeliverConfig, DeliverCounts};
@@ -50,6 +51,8 @@ use crate::said::Said;
 use crate::sync::lock;
 use crate::writers::{Answer, Writers};
 
+/// How often a delivery that a person paused looks whether it may go on.
+const HELD_LOOK: Duration = Duration::from_millis(100);
 /// How often the log is checkpointed and reclaimed.
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(1);
 /// How often a busy second stage tells what it does.
@@ -119,8 +122,10 @@ pub struct PipelineView {
     /// What is delivered again when the store may have lost rows.
     pub redelivery: Arc<Redelivery>,
     ledger: LedgerHandle,
+    delivered: Arc<Mutex<DeliveredOffsets>>,
     deliver: Mutex<DeliverSnapshot>,
     deliver_heartbeat_ms: AtomicU64,
+    delivery_held: AtomicBool,
 }
 
 impl PipelineView {
@@ -128,6 +133,27 @@ impl PipelineView {
     #[must_use]
     pub fn ledger(&self) -> LedgerSnapshot {
         self.ledger.snapshot()
+    }
+
+    /// Has one stage or both pause, or go on. What is under way is finished.
+    pub fn hold(&self, held: OnHold) {
+        self.ingest.hold(held.intake);
+        self.delivery_held.store(held.delivery, Ordering::Relaxed);
+    }
+
+    /// What a person wants to be paused.
+    #[must_use]
+    pub fn held(&self) -> OnHold {
+        OnHold {
+            intake: self.ingest.is_held(),
+            delivery: self.delivery_held.load(Ordering::Relaxed),
+        }
+    }
+
+    /// For each partition known, the offset before which everything is delivered.
+    #[must_use]
+    pub fn delivered_offsets(&self) -> BTreeMap<i32, i64> {
+        lock(&self.delivered).tell().clone()
     }
 
     /// What is known of the second stage.
@@ -144,7 +170,7 @@ impl PipelineView {
 }
 
 /// How a pipeline ended.
-#[derive(Debug, Clone, serde::Serialize)]
+#[derive(Debug, Clone, serde::Serialize, schemars::JsonSchema)]
 pub struct PipelineEnd {
     /// Its name.
     pub name: &'static str,
@@ -174,6 +200,8 @@ pub struct Surroundings {
     pub instance: String,
     /// Takes the first reason to end the process.
     pub fatal: Sender<anyhow::Error>,
+    /// What a person wants to be paused.
+    pub control: Arc<Control>,
     /// Lets alarms go before metrics.
     pub precedence: Precedence,
     /// How fast bytes may leave for the store.
@@ -248,12 +276,15 @@ impl Pipeline {
             ingest: Arc::clone(&ingest_shared),
             redelivery: Arc::default(),
             ledger: ledger_handle.clone(),
+            delivered: Arc::clone(&delivered),
             deliver: Mutex::new(DeliverSnapshot {
                 writers: vec![WriterCounts::default(); pipeline.writers],
                 ..DeliverSnapshot::default()
             }),
             deliver_heartbeat_ms: AtomicU64::new(0),
+            delivery_held: AtomicBool::new(false),
         });
+        view.hold(surroundings.control.held(name));
 
         let ingest_config = IngestConfig {
             commit_interval: config.kafka.commit_interval,
@@ -558,6 +589,13 @@ fn read_log(
         }
         // Read before pulling: what was appended before closing is durable by then.
         let hurry = closing.load(Ordering::Relaxed);
+        if view.held().delivery {
+            if hurry {
+                return Ok(());
+            }
+            std::thread::sleep(HELD_LOOK);
+            continue;
+        }
         let gathered = log_reader.pull(hurry, started.elapsed(), wall_ms())?;
         let gaps = log_reader.take_gaps();
         for gap in &gaps {

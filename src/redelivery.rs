@@ -43,7 +43,7 @@ const STOPPED: u8 = 2;
 const RELEASED: u8 = 3;
 
 /// What was delivered again.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, schemars::JsonSchema)]
 pub struct RedeliveryCounts {
     /// How often.
     pub times: u64,

@@ -11,7 +11,8 @@ use tokio_util::sync::CancellationToken;
 use wal::{DiskFs, NoCarry, Wal, WalConfig};
 
 use crate::clock::wall_ms;
-use crate::config::{Config, ShutdownMode, StoreKind};
+use crate::config::{Config, Loaded, ShownConfig, ShutdownConfig, ShutdownMode, StoreKind};
+use crate::control::Control;
 use crate::dead_letters::{
     Clerk, ClerkParts, DeadLetters, LetterLimits, LetterOrders, RetryTarget,
 };
@@ -20,11 +21,16 @@ use crate::http;
 use crate::inspect::{Inspect, LettersView, Phase};
 use crate::instance;
 use crate::kafka::letters::{LettersTopic, LettersTopicParts};
+use crate::log_level::LogLevel;
 use crate::pace::Pace;
 use crate::pipeline::{self, Pipeline, PipelineEnd, PipelineView, Surroundings};
 use crate::precedence::Precedence;
 use crate::redelivery::RedeliveryThread;
 use crate::store::{self, OpenStore};
+use crate::sync::lock;
+
+/// How the last run ended, in the data directory.
+const LAST_SHUTDOWN: &str = "last_shutdown.json";
 
 /// Ends a running service. Clones end the same one.
 #[derive(Debug, Clone)]
@@ -42,6 +48,25 @@ impl StopHandle {
 #[derive(Debug)]
 pub struct StopSignal(Receiver<()>);
 
+/// Asks for the configuration to be read again, and reads it.
+pub struct Reload {
+    /// Somebody wants it.
+    pub wanted: Receiver<()>,
+    /// Reads it.
+    pub load: Box<dyn Fn() -> anyhow::Result<Loaded>>,
+}
+
+impl Reload {
+    /// Nobody ever wants it.
+    #[must_use]
+    pub fn never() -> Self {
+        Self {
+            wanted: crossbeam_channel::never(),
+            load: Box::new(|| anyhow::bail!("there is no file")),
+        }
+    }
+}
+
 /// A handle and the signal it gives.
 #[must_use]
 pub fn stop_channel() -> (StopHandle, StopSignal) {
@@ -50,7 +75,7 @@ pub fn stop_channel() -> (StopHandle, StopSignal) {
 }
 
 /// How the service ended; also written to `last_shutdown.json` in the data directory.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, schemars::JsonSchema)]
 pub struct Summary {
     /// When it ended, milliseconds since the epoch.
     pub ended_ms: i64,
@@ -96,12 +121,15 @@ pub struct Running {
 /// # Errors
 /// What could not be started, or what failed; [`crate::exit`] turns it into an exit code.
 pub fn run(
-    config: &Config,
+    loaded: &Loaded,
     adopt: bool,
+    log_level: LogLevel,
     stop: &StopSignal,
+    reload: Reload,
     running: impl FnOnce(&Running),
 ) -> anyhow::Result<Summary> {
     let started = Instant::now();
+    let config = &loaded.config;
     for warning in config.kafka.security.warnings() {
         tracing::warn!(code = "KAFKA_INSECURE", "{warning}");
     }
@@ -119,7 +147,8 @@ pub fn run(
     // Dropped only after a clean stop: threads that still wait on it when the service fails must not panic before the
     // process has ended with its exit code.
     let runtime = std::mem::ManuallyDrop::new(runtime);
-    let bound = runtime.block_on(http::Bound::to(config.http.bind))?;
+    let guard = http::Guard::new(&config.http)?;
+    let bound = runtime.block_on(http::Bound::to(&config.http))?;
     let address = bound.address;
     std::fs::create_dir_all(&config.data_dir)
         .with_context(|| format!("create data_dir {}", config.data_dir.display()))?;
@@ -130,6 +159,10 @@ pub fn run(
     let definitions =
         Definitions::new(config, Arc::clone(&store), runtime.handle().clone(), started);
     let definition_thread = definitions.spawn()?;
+    let control = Arc::new(Control::of(&config.data_dir));
+    let last_shutdown = std::fs::read(config.data_dir.join(LAST_SHUTDOWN))
+        .ok()
+        .and_then(|bytes| serde_json::from_slice(&bytes).ok());
     let (fatal, failed) = crossbeam_channel::bounded(1);
     let surroundings = Surroundings {
         store: Arc::clone(&store),
@@ -139,6 +172,7 @@ pub fn run(
         started,
         instance,
         fatal,
+        control: Arc::clone(&control),
         precedence: Precedence::default(),
         pace: config
             .store
@@ -203,19 +237,32 @@ pub fn run(
             letters: dead_letters.clone(),
             counts: clerk.counts(),
             topic: letters_topic.as_ref().map(LettersTopic::state),
-            config: config.dead_letters.clone(),
+            config: Mutex::new(config.dead_letters.clone()),
         },
         definitions,
+        last_shutdown,
     ));
+    let shown = Arc::new(Mutex::new(ShownConfig::of(loaded)));
+    let site = http::SiteParts {
+        inspect: Arc::clone(&inspect),
+        control,
+        log_level: log_level.clone(),
+        letter_orders: LetterOrders::of(&config.data_dir),
+        data_dir: config.data_dir.clone(),
+        config: Arc::clone(&shown),
+        guard,
+    };
     let http_stop = CancellationToken::new();
-    let http_server = runtime.spawn(http::serve(bound, Arc::clone(&inspect), http_stop.clone()));
+    let http_server = runtime.spawn(http::serve(bound, site, http_stop.clone()));
     let sampler = {
         let inspect = Arc::clone(&inspect);
         runtime.spawn(async move {
             let mut second = tokio::time::interval(Duration::from_secs(1));
             loop {
                 second.tick().await;
-                inspect.sample();
+                let inspect = Arc::clone(&inspect);
+                // It reads files; a panic in it would have ended the process.
+                drop(tokio::task::spawn_blocking(move || inspect.sample()).await);
             }
         })
     };
@@ -223,9 +270,15 @@ pub fn run(
     tracing::info!(http = %address, guarantee = crate::GUARANTEE, "running");
     running(&Running { http: address });
 
-    let failure = crossbeam_channel::select! {
-        recv(stop.0) -> _ => None,
-        recv(failed) -> error => error.ok(),
+    let live =
+        Live { log_level, inspect: Arc::clone(&inspect), pace: surroundings.pace.clone(), shown };
+    let mut shutdown = config.shutdown.clone();
+    let failure = loop {
+        crossbeam_channel::select! {
+            recv(stop.0) -> _ => break None,
+            recv(failed) -> error => break error.ok(),
+            recv(reload.wanted) -> _ => live.take(&(reload.load)(), &mut shutdown),
+        }
     };
     if let Some(error) = failure {
         // Nothing more can be promised: end at once, a restart goes on where the log ends.
@@ -242,7 +295,15 @@ pub fn run(
         redelivery.stop();
     }
     let places = Places { store: store.as_ref(), dead_letters: &dead_letters };
-    let ended = shut_down(config, stop, (pipelines, definition_thread), &runtime, places, started)?;
+    let ended = shut_down(
+        config,
+        &shutdown,
+        stop,
+        (pipelines, definition_thread),
+        &runtime,
+        places,
+        started,
+    )?;
     sampler.abort();
     http_stop.cancel();
     let server =
@@ -254,6 +315,80 @@ pub fn run(
     Ok(ended)
 }
 
+/// What a reload changes.
+struct Live {
+    log_level: LogLevel,
+    inspect: Arc<Inspect>,
+    pace: Option<Arc<Mutex<Pace>>>,
+    shown: Arc<Mutex<ShownConfig>>,
+}
+
+impl Live {
+    /// Takes over what can change while the program runs, and says what needs a restart. One that cannot be used changes
+    /// nothing.
+    fn take(&self, loaded: &anyhow::Result<Loaded>, shutdown: &mut ShutdownConfig) {
+        let loaded = match loaded {
+            Ok(loaded) => loaded,
+            Err(error) => {
+                tracing::error!(
+                    code = "CONFIG_RELOAD",
+                    error = format!("{error:#}"),
+                    "the new configuration cannot be used: the old one stays"
+                );
+                return;
+            }
+        };
+        let new = ShownConfig::of(loaded);
+        let mut shown = lock(&self.shown);
+        let changed: Vec<String> = new
+            .values
+            .iter()
+            .filter(|(key, new)| shown.values.get(*key).is_none_or(|old| old.value != new.value))
+            .map(|(key, _)| key.clone())
+            .collect();
+        let (mut taken, mut needs_restart) = (Vec::new(), Vec::new());
+        for key in changed {
+            let is_taken = match key.as_str() {
+                "logging.level" => match self.log_level.set(&loaded.config.logging.level) {
+                    Ok(()) => true,
+                    Err(error) => {
+                        tracing::error!(code = "CONFIG_RELOAD", %error, "the old level stays");
+                        continue;
+                    }
+                },
+                "shutdown.mode" | "shutdown.drain_timeout" => {
+                    shutdown.clone_from(&loaded.config.shutdown);
+                    true
+                }
+                "dead_letters.warn_after" => {
+                    self.inspect.warn_after(loaded.config.dead_letters.warn_after);
+                    true
+                }
+                "store.max_write_bytes_per_second" => {
+                    match (&self.pace, loaded.config.store.max_write_bytes_per_second) {
+                        (Some(pace), Some(rate)) => {
+                            lock(pace).change(rate.as_u64());
+                            true
+                        }
+                        // Between a limit and none.
+                        _ => false,
+                    }
+                }
+                _ => false,
+            };
+            if is_taken {
+                if let Some(value) = new.values.get(&key) {
+                    shown.values.insert(key.clone(), value.clone());
+                }
+                taken.push(key);
+            } else {
+                needs_restart.push(key);
+            }
+        }
+        tracing::info!(code = "CONFIG_RELOAD", ?taken, ?needs_restart, "configuration read again");
+    }
+}
+
 /// Where everything goes, closed after what writes to it.
 struct Places<'a> {
     store: &'a dyn Store,
@@ -262,15 +397,16 @@ struct Places<'a> {
 
 fn shut_down(
     config: &Config,
+    shutdown: &ShutdownConfig,
     stop: &StopSignal,
     (pipelines, definitions): (Vec<Pipeline>, DefinitionThread),
     runtime: &tokio::runtime::Runtime,
     Places { store, dead_letters }: Places<'_>,
     started: Instant,
 ) -> anyhow::Result<Summary> {
-    tracing::info!(mode = ?config.shutdown.mode, "stopping");
-    let drain_until = match config.shutdown.mode {
-        ShutdownMode::Drain => Instant::now() + config.shutdown.drain_timeout,
+    tracing::info!(mode = ?shutdown.mode, "stopping");
+    let drain_until = match shutdown.mode {
+        ShutdownMode::Drain => Instant::now() + shutdown.drain_timeout,
         ShutdownMode::Persist => Instant::now(),
     };
     for pipeline in &pipelines {
@@ -316,7 +452,7 @@ fn shut_down(
         pipelines: ends,
         dead_letters: dead,
     };
-    let path = config.data_dir.join("last_shutdown.json");
+    let path = config.data_dir.join(LAST_SHUTDOWN);
     let text = serde_json::to_string_pretty(&summary).context("write shutdown summary")?;
     std::fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
     tracing::info!("{}", summary.line());

@@ -6,7 +6,7 @@ use storage::cassandra::inspection;
 use storage::{Finding, Grade};
 
 use super::ConfigFile;
-use crate::config::{Config, StoreKind};
+use crate::config::{Config, ShownConfig, StoreKind, redacted};
 use crate::exit;
 use crate::kafka;
 use crate::store::cassandra_config;
@@ -18,6 +18,18 @@ pub(crate) struct CheckArgs {
     /// Also connect to Kafka and Cassandra, and say what is missing there: topics, tables, rights. Changes nothing.
     #[arg(long)]
     connect: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  monasca-persister config print\n  monasca-persister config print --origins"
+)]
+pub(crate) struct PrintArgs {
+    #[command(flatten)]
+    file: ConfigFile,
+    /// Each value with where it comes from (default, file, environment), and whether a reload changes it.
+    #[arg(long)]
+    origins: bool,
 }
 
 pub(super) fn check(args: &CheckArgs) -> anyhow::Result<u8> {
@@ -84,18 +96,14 @@ fn code(findings: &[Finding]) -> u8 {
     }
 }
 
-pub(super) fn print(file: &ConfigFile) -> anyhow::Result<u8> {
-    // Passwords are in files of their own; librdkafka's may be among the properties.
-    let mut config = file.load()?.config;
-    for (property, value) in &mut config.kafka.properties {
-        if property.contains("password")
-            || property.contains("secret")
-            || property.contains("key.pem")
-        {
-            "***".clone_into(value);
-        }
+pub(super) fn print(args: &PrintArgs) -> anyhow::Result<u8> {
+    let loaded = args.file.load()?;
+    if args.origins {
+        super::print_json(&ShownConfig::of(&loaded))?;
+    } else {
+        let tree = serde_json::to_value(&loaded.config).context("show the configuration")?;
+        super::print_json(&redacted(tree))?;
     }
-    super::print_json(&config)?;
     Ok(exit::OK)
 }
 

@@ -15,7 +15,7 @@ use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use serde_json::Value;
 
-use super::{ConfigFile, wal::is_broken_pipe};
+use super::{ConfigFile, running::TokenArgs, wal::is_broken_pipe};
 use crate::clock::wall_ms;
 use crate::dead_letters::{Bytes, LetterFilter};
 use crate::exit;
@@ -61,6 +61,8 @@ pub(crate) struct From {
     /// Ask a running persister instead of reading its directory.
     #[arg(long, value_name = "URL")]
     url: Option<String>,
+    #[command(flatten)]
+    token: TokenArgs,
     #[command(flatten)]
     file: ConfigFile,
 }

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 
-use super::ask;
-use crate::config::{Config, StoreKind};
+use super::running::{Running, TokenArgs};
+use crate::config::{Config, Loaded, StoreKind};
 use crate::demo::broker::{DemoBroker, Topics};
 use crate::{exit, service};
 
@@ -29,7 +29,7 @@ pub(super) fn demo(args: &DemoArgs) -> anyhow::Result<u8> {
     config.store.kind = StoreKind::Sled;
     config.wal.hold_back = Duration::from_secs(5);
     config.logging.level = "warn".to_owned();
-    super::init_logging(&config)?;
+    let log_level = super::init_logging(&config)?;
     super::end_on_panic();
 
     let topics =
@@ -40,40 +40,47 @@ pub(super) fn demo(args: &DemoArgs) -> anyhow::Result<u8> {
     let program = program();
 
     let (handle, signal) = service::stop_channel();
-    super::run::stop_on_signals(handle.clone())?;
+    super::run::stop_on_signals(handle.clone(), None)?;
     println!(
         "monasca-persister demo: this machine's own metrics -> Kafka (in this process) -> log -> sled store\n"
     );
     let duration = args.duration;
     let (show_stop, show_stopped) = crossbeam_channel::bounded::<()>(0);
     let mut shown = None;
-    let summary = service::run(&config, false, &signal, |running| {
-        let url = format!("http://{}", running.http);
-        println!("HTTP      {url}/          (try {url}/api/v1/backlog?pretty)");
-        println!("query     {program} query --url {url}");
-        println!("alarms    {url}/api/v1/query/alarms");
-        match duration {
-            Some(duration) => {
-                println!("end       after {}\n", humantime::format_duration(duration))
-            }
-            None => println!("end       Ctrl-C\n"),
-        }
-        let ends_at = duration.map(|duration| Instant::now() + duration);
-        shown = std::thread::Builder::new()
-            .name("demo-display".to_owned())
-            .spawn(move || {
-                while let Err(crossbeam_channel::RecvTimeoutError::Timeout) =
-                    show_stopped.recv_timeout(Duration::from_secs(2))
-                {
-                    show(&url);
-                    if ends_at.is_some_and(|at| Instant::now() >= at) {
-                        handle.stop();
-                        return;
-                    }
+    let summary = service::run(
+        &Loaded::of(config),
+        false,
+        log_level,
+        &signal,
+        service::Reload::never(),
+        |running| {
+            let url = format!("http://{}", running.http);
+            println!("HTTP      {url}/          (try {url}/api/v1/backlog?pretty)");
+            println!("query     {program} query --url {url}");
+            println!("alarms    {url}/api/v1/query/alarms");
+            match duration {
+                Some(duration) => {
+                    println!("end       after {}\n", humantime::format_duration(duration))
                 }
-            })
-            .ok();
-    })?;
+                None => println!("end       Ctrl-C\n"),
+            }
+            let ends_at = duration.map(|duration| Instant::now() + duration);
+            shown = std::thread::Builder::new()
+                .name("demo-display".to_owned())
+                .spawn(move || {
+                    while let Err(crossbeam_channel::RecvTimeoutError::Timeout) =
+                        show_stopped.recv_timeout(Duration::from_secs(2))
+                    {
+                        show(&url);
+                        if ends_at.is_some_and(|at| Instant::now() >= at) {
+                            handle.stop();
+                            return;
+                        }
+                    }
+                })
+                .ok();
+        },
+    )?;
     drop(show_stop);
     if let Some(thread) = shown
         && thread.join().is_err()
@@ -93,7 +100,8 @@ pub(super) fn demo(args: &DemoArgs) -> anyhow::Result<u8> {
 
 /// One line about what flows, from the running service's own answers.
 fn show(url: &str) {
-    let Ok(backlog) = ask::get(url, "/api/v1/backlog") else { return };
+    let Ok(running) = Running::at(url, &TokenArgs::default()) else { return };
+    let Ok(backlog) = running.get("/api/v1/backlog") else { return };
     let Ok(backlog) = serde_json::from_str::<serde_json::Value>(&backlog.body) else { return };
     let mut line = String::new();
     for pipeline in ["metrics", "alarms"] {

@@ -6,6 +6,7 @@ use serde_json::Value;
 use storage::{MeasurementQuery, Read as _, SeriesFilter};
 
 use super::ask;
+use super::running::{Running, TokenArgs};
 use crate::config::Config;
 use crate::exit;
 
@@ -24,6 +25,8 @@ pub(crate) struct QueryArgs {
     /// Ask a running persister.
     #[arg(long, default_value = "http://127.0.0.1:8091", value_name = "URL")]
     url: String,
+    #[command(flatten)]
+    token: TokenArgs,
     /// Read the store in the data directory of a persister that does not run.
     #[arg(long, value_name = "DIR")]
     data_dir: Option<std::path::PathBuf>,
@@ -37,17 +40,17 @@ pub(crate) struct QueryArgs {
 
 /// Where rows are read from.
 enum Source {
-    Running(String),
+    Running(Running),
     Directory(std::sync::Arc<storage::sled_store::SledStore>),
 }
 
 impl Source {
     fn series(&self, name: Option<&str>) -> anyhow::Result<Vec<Value>> {
         match self {
-            Self::Running(url) => {
+            Self::Running(running) => {
                 let filter =
                     name.map(|name| format!("&name={}", ask::encoded(name))).unwrap_or_default();
-                rows(url, &format!("/api/v1/query/series?limit=10000{filter}"))
+                rows(running, &format!("/api/v1/query/series?limit=10000{filter}"))
             }
             Self::Directory(store) => {
                 let filter =
@@ -59,8 +62,8 @@ impl Source {
 
     fn measurements(&self, metric_id: &str, limit: usize) -> anyhow::Result<Vec<Value>> {
         match self {
-            Self::Running(url) => rows(
-                url,
+            Self::Running(running) => rows(
+                running,
                 &format!(
                     "/api/v1/query/measurements?metric_id={metric_id}&limit={limit}&newest_first=true"
                 ),
@@ -81,8 +84,9 @@ impl Source {
     }
 }
 
-fn rows(url: &str, path: &str) -> anyhow::Result<Vec<Value>> {
-    let answer = ask::get(url, path)?;
+fn rows(running: &Running, path: &str) -> anyhow::Result<Vec<Value>> {
+    let answer = running.get(path)?;
+    let url = &running.url;
     anyhow::ensure!(answer.status == 200, "{url} answered {}: {}", answer.status, answer.body);
     serde_json::from_str(&answer.body).context("read the answer")
 }
@@ -105,7 +109,7 @@ pub(super) fn query(args: &QueryArgs) -> anyhow::Result<u8> {
             )?;
             Source::Directory(store)
         }
-        None => Source::Running(args.url.clone()),
+        None => Source::Running(Running::at(&args.url, &args.token)?),
     };
     let mut series = source.series(args.name.as_deref())?;
     series.sort_by_key(|one| (text(one, "name"), dimensions(one)));

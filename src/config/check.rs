@@ -196,10 +196,13 @@ impl Config {
                 );
             }
         }
-        if !self.http.bind.ip().is_loopback() {
+        if !self.http.bind.ip().is_loopback() && self.http.token_file.is_none() {
             wrong(
                 "http.bind",
-                format!("{} is not a loopback address: put a proxy in front", self.http.bind),
+                format!(
+                    "{} is not a loopback address: http.token_file is needed, and a proxy that speaks TLS in front",
+                    self.http.bind
+                ),
             );
         }
         problems

@@ -1,10 +1,12 @@
 //! Defaults, then the file, then the environment: later ones win. Unknown keys are errors that name the place.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use super::{Config, ConfigProblem};
+use super::shown::leaves;
+use super::{Config, ConfigProblem, Profile};
 
 /// Environment variables that begin so override the file: `MONASCA_PERSISTER__HTTP__BIND=127.0.0.1:9000`.
 pub const ENVIRONMENT_PREFIX: &str = "MONASCA_PERSISTER__";
@@ -58,6 +60,16 @@ pub struct Loaded {
     pub file: Option<PathBuf>,
     /// Environment variables that overrode something.
     pub variables: Vec<String>,
+    /// Where each value that is not the default comes from, by dotted key.
+    pub origins: BTreeMap<String, String>,
+}
+
+impl Loaded {
+    /// A configuration that was made and not read.
+    #[must_use]
+    pub fn of(config: Config) -> Self {
+        Self { config, file: None, variables: Vec::new(), origins: BTreeMap::new() }
+    }
 }
 
 /// Reads `file` (or only the defaults) and applies the variables in `environment` that begin with
@@ -69,19 +81,46 @@ pub fn load(
     file: Option<&Path>,
     environment: impl IntoIterator<Item = (String, String)>,
 ) -> Result<Loaded, ConfigError> {
+    load_with(None, file, environment)
+}
+
+/// As [`load`], with a profile's defaults.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_with(
+    profile: Option<Profile>,
+    file: Option<&Path>,
+    environment: impl IntoIterator<Item = (String, String)>,
+) -> Result<Loaded, ConfigError> {
     let environment: Vec<(String, String)> = environment.into_iter().collect();
     let mut tree = defaults()?;
+    let mut origins = BTreeMap::new();
+    if let Some(profile) = profile {
+        let values = profile.values();
+        leaves("", &values, &mut |key, _| {
+            origins.insert(key.to_owned(), format!("profile {}", profile.name()));
+        });
+        merge(&mut tree, values);
+    }
     if let Some(path) = file {
         let text = std::fs::read_to_string(path)
             .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
         let mut values = parse_file(path, &text)?;
         resolve(&mut values, "", &environment)?;
+        leaves("", &values, &mut |key, _| {
+            origins.insert(key.to_owned(), "file".to_owned());
+        });
         merge(&mut tree, values);
     }
     let mut variables = Vec::new();
     for (variable, text) in &environment {
         if let Some(key) = variable.strip_prefix(ENVIRONMENT_PREFIX) {
-            set_from_environment(&mut tree, variable, key, text)?;
+            let place = set_from_environment(&mut tree, variable, key, text)?;
+            origins.retain(|key, _| {
+                key.strip_prefix(&place).is_none_or(|rest| !rest.starts_with('.'))
+            });
+            origins.insert(place, format!("environment {variable}"));
             variables.push(variable.clone());
         }
     }
@@ -92,7 +131,7 @@ pub fn load(
     if !problems.is_empty() {
         return Err(ConfigError::Problems(problems));
     }
-    Ok(Loaded { config, file: file.map(Path::to_owned), variables })
+    Ok(Loaded { config, file: file.map(Path::to_owned), variables, origins })
 }
 
 fn defaults() -> Result<Value, ConfigError> {
@@ -195,10 +234,11 @@ fn set_from_environment(
     variable: &str,
     key: &str,
     text: &str,
-) -> Result<(), ConfigError> {
+) -> Result<String, ConfigError> {
     let wrong = |reason: String| ConfigError::Environment { variable: variable.to_owned(), reason };
     let parts: Vec<String> = key.split("__").map(str::to_lowercase).collect();
     let mut place = tree;
+    let mut name = Vec::new();
     for (depth, part) in parts.iter().enumerate() {
         let free_form =
             depth == 2 && parts.starts_with(&["kafka".to_owned(), "properties".to_owned()]);
@@ -207,6 +247,7 @@ fn set_from_environment(
             .ok_or_else(|| wrong(format!("`{part}` is below a key that is not a section")))?;
         if free_form {
             // Properties have dots in their names; variables cannot: `CLIENT_RACK` is `client.rack`.
+            name.push(part.replace('_', "."));
             place = entries.entry(part.replace('_', ".")).or_insert(Value::Null);
             continue;
         }
@@ -215,6 +256,7 @@ fn set_from_environment(
             let hint = near.map(|near| format!("; did you mean `{near}`?")).unwrap_or_default();
             return Err(wrong(format!("there is no key `{part}`{hint}")));
         }
+        name.push(part.clone());
         place = entries.entry(part.clone()).or_insert(Value::Null);
     }
     *place = match place {
@@ -228,7 +270,7 @@ fn set_from_environment(
         }
         _ => serde_saphyr::from_str(text).unwrap_or_else(|_| Value::String(text.to_owned())),
     };
-    Ok(())
+    Ok(name.join("."))
 }
 
 #[cfg(test)]
@@ -243,6 +285,30 @@ mod tests {
         load(Some(file.path()), environment)
             .map(|loaded| loaded.config)
             .map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_profile_stands_between_the_defaults_and_the_file() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "metrics: {writers: 7}\n").unwrap();
+        for profile in [Profile::Edge, Profile::Server] {
+            let loaded = load_with(Some(profile), Some(file.path()), std::iter::empty()).unwrap();
+            assert_eq!(loaded.config.metrics.writers, 7);
+            assert_ne!(loaded.config.wal, Config::default().wal);
+            let origin = |key: &str| loaded.origins.get(key).map(String::as_str);
+            assert_eq!(origin("metrics.writers"), Some("file"));
+            let profile = format!("profile {}", profile.name());
+            assert_eq!(origin("wal.metrics_bytes_max"), Some(profile.as_str()));
+        }
+    }
+
+    #[test]
+    fn a_credential_that_systemd_has_put_somewhere_is_found_there() {
+        let text = "http:\n  token_file: ${CREDENTIALS_DIRECTORY}/token\n";
+        let directory = "/run/credentials/monasca-persister.service";
+        let config = from_text(text, &[("CREDENTIALS_DIRECTORY", directory)]).unwrap();
+        assert_eq!(config.http.token_file, Some(Path::new(directory).join("token")));
+        assert!(from_text(text, &[]).unwrap_err().contains("CREDENTIALS_DIRECTORY"));
     }
 
     #[test]

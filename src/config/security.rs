@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::kafka_token;
 
 /// TLS and SASL to the brokers.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, schemars::JsonSchema, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct KafkaSecurity {
     /// Plaintext is the default because that is what an older persister spoke; it is never fallen back to.
@@ -21,7 +21,9 @@ pub struct KafkaSecurity {
 }
 
 /// Whether connections are encrypted, to the brokers or to Cassandra.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, schemars::JsonSchema, Deserialize,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum KafkaProtocol {
     /// Readable by everybody on the way.
@@ -32,7 +34,7 @@ pub enum KafkaProtocol {
 }
 
 /// Certificates, in PEM files or a PKCS#12 key store: those for the brokers, or in Cassandra's section those for its nodes.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, schemars::JsonSchema, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct KafkaTls {
     /// Certificates that the other side's must be signed by; absent: those the system trusts.
@@ -58,7 +60,7 @@ pub struct KafkaTls {
 }
 
 /// User and password, or where to get tokens.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, schemars::JsonSchema, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct KafkaSasl {
     /// How we prove who we are; absent: not by SASL.
@@ -74,7 +76,7 @@ pub struct KafkaSasl {
 }
 
 /// An OAuth server that gives tokens for our own credentials.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, schemars::JsonSchema, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct KafkaOauth {
     /// Its token endpoint.
@@ -94,8 +96,9 @@ pub struct KafkaOauth {
 }
 
 /// A way of proving who we are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, schemars::JsonSchema, Deserialize)]
 #[serde(into = "String", try_from = "String")]
+#[schemars(with = "String", extend("enum" = ["plain", "scram-sha-256", "scram-sha-512", "oauthbearer"]))]
 pub enum SaslMechanism {
     /// The password itself is sent: only over TLS.
     Plain,

@@ -27,7 +27,7 @@ pub struct RetryTarget<F: Fs> {
 }
 
 /// What became of an order.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, schemars::JsonSchema, Deserialize)]
 pub struct Outcome {
     /// Letters that are gone.
     pub removed: u64,

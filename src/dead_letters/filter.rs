@@ -6,7 +6,7 @@ use wal::Position;
 use super::DeadLetter;
 
 /// Conditions that must all hold; none means every letter.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, schemars::JsonSchema, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LetterFilter {
     /// One of these reason codes.

@@ -15,7 +15,9 @@ const VERSION_FIRST: u8 = 1;
 const CUT: &str = "only the first are kept";
 
 /// A message that cannot be stored, and why.
-#[derive(Debug, Clone, PartialEq, Eq, Encode, BorrowDecode, serde::Serialize)]
+#[derive(
+    Debug, Clone, PartialEq, Eq, Encode, BorrowDecode, serde::Serialize, schemars::JsonSchema,
+)]
 pub struct DeadLetter {
     /// Topic; empty when the record could not be read at all.
     pub topic: String,
@@ -37,9 +39,11 @@ pub struct DeadLetter {
     pub detail: String,
     /// Key of the message.
     #[serde(serialize_with = "as_text_or_hex")]
+    #[schemars(with = "Option<String>")]
     pub key: Option<Vec<u8>>,
     /// The message's bytes, or the whole record when it could not be read.
     #[serde(serialize_with = "as_text_or_hex")]
+    #[schemars(with = "Option<String>")]
     pub payload: Option<Vec<u8>>,
     /// When it became a dead letter, milliseconds since the epoch; unknown for those of older programs.
     pub since_ms: Option<i64>,

@@ -11,7 +11,7 @@ use super::{LetterFilter, Outcome};
 use crate::whole_file;
 
 /// What to do with letters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, schemars::JsonSchema, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verb {
     /// Remove them for good.
@@ -21,7 +21,7 @@ pub enum Verb {
 }
 
 /// One thing to do.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, schemars::JsonSchema, Deserialize)]
 pub struct LetterOrder {
     /// What.
     pub verb: Verb,

@@ -15,7 +15,7 @@ pub enum Bytes {
 }
 
 /// A letter and where it lies, as JSON.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, schemars::JsonSchema)]
 pub struct ShownLetter {
     /// Its position in the log of dead letters: its name for `show`, `retry` and `drop`.
     pub position: u64,

@@ -1,18 +1,15 @@
 //! Dead letters over HTTP: pages of them, and one.
 
 use std::ops::ControlFlow;
-use std::sync::Arc;
 
-use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
-use axum::response::{IntoResponse, Response};
-use serde::Deserialize;
-use serde_json::json;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use wal::Position;
 
-use super::routes::{Problem, json_response};
+use super::routes::Problem;
+use super::site::Site;
 use crate::dead_letters::{Bytes, DeadLetterError, LetterFilter, ShownLetter};
-use crate::inspect::Inspect;
 
 /// Most letters of one page.
 const LETTERS_MAX: usize = 1000;
@@ -22,33 +19,47 @@ const PAGE_BYTES_MAX: usize = 4 << 20;
 const LOOKED_AT_MAX: usize = 100_000;
 
 /// What a page is to hold.
-#[derive(Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Page {
+    /// From this position on: `next` of the page before.
     from: Option<u64>,
+    /// Most letters, 100 unless said.
     limit: Option<usize>,
+    /// Only those with this reason code.
     code: Option<String>,
+    /// Only those of this topic.
     topic: Option<String>,
+    /// Only those of this partition.
     partition: Option<i32>,
+    /// From this offset on.
     offset_from: Option<i64>,
+    /// Before this offset.
     offset_to: Option<i64>,
+    /// Letters since before this time, milliseconds since the epoch.
     since_before_ms: Option<i64>,
+    /// `true`: key and message in base64 as well.
     bytes: Option<String>,
-    pretty: Option<String>,
 }
 
-fn is_asked(value: Option<&str>) -> bool {
-    value.is_some_and(|value| value != "false")
+/// A page of letters.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct LetterPage {
+    /// The letters, oldest first.
+    dead_letters: Vec<ShownLetter>,
+    /// Where the next page begins.
+    next: u64,
+    /// There is more behind it.
+    more: bool,
+    /// Position after the last letter.
+    end: u64,
 }
 
 /// A page of letters from position `from` on, and where the next one begins.
-pub(super) async fn list(
-    State(inspect): State<Arc<Inspect>>,
-    Query(page): Query<Page>,
-) -> Response {
+pub(super) async fn list(site: Site, page: Page) -> Result<LetterPage, Problem> {
     let limit = page.limit.unwrap_or(100).min(LETTERS_MAX);
-    let bytes = if is_asked(page.bytes.as_deref()) { Bytes::Lossless } else { Bytes::Readable };
-    let pretty = is_asked(page.pretty.as_deref());
+    let is_lossless = page.bytes.is_some_and(|value| value != "false");
+    let bytes = if is_lossless { Bytes::Lossless } else { Bytes::Readable };
     let from = Position::new(page.from.unwrap_or(0));
     let filter = LetterFilter {
         codes: page.code.into_iter().collect(),
@@ -59,10 +70,11 @@ pub(super) async fn list(
         positions: Vec::new(),
         since_before_ms: page.since_before_ms,
     };
-    let read = move || {
+    answer(move || {
+        let letters = site.parts.inspect.dead_letters();
         let mut shown = Vec::new();
         let (mut looked_at, mut page_bytes, mut is_full) = (0_usize, 0_usize, limit == 0);
-        let next = inspect.dead_letters().walk(from, |position, letter| {
+        let next = letters.walk(from, |position, letter| {
             looked_at = looked_at.saturating_add(1);
             if !is_full && filter.matches(position, &letter) {
                 page_bytes = page_bytes.saturating_add(letter.bytes());
@@ -72,58 +84,53 @@ pub(super) async fn list(
                 shown.len() >= limit || page_bytes >= PAGE_BYTES_MAX || looked_at >= LOOKED_AT_MAX;
             if is_full { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })?;
-        let end = inspect.dead_letters().wal().durable().through();
-        Ok(json!({
-            "dead_letters": shown,
-            "next": next.get(),
-            "more": is_full && next < end,
-            "end": end.get(),
-        }))
-    };
-    answer(read, pretty).await
+        let end = letters.wal().durable().through();
+        Ok(LetterPage {
+            dead_letters: shown,
+            next: next.get(),
+            more: is_full && next < end,
+            end: end.get(),
+        })
+    })
+    .await
+}
+
+/// Which letter.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct One {
+    /// Its position, as the list names it.
+    position: u64,
 }
 
 /// One letter with all its bytes.
-pub(super) async fn show(
-    State(inspect): State<Arc<Inspect>>,
-    Path(position): Path<u64>,
-    Query(form): Query<Pretty>,
-) -> Response {
-    let wanted = Position::new(position);
-    let read = move || {
+pub(super) async fn show(site: Site, one: One) -> Result<ShownLetter, Problem> {
+    let wanted = Position::new(one.position);
+    let found = answer(move || {
         let mut found = None;
-        inspect.dead_letters().walk(wanted, |position, letter| {
+        site.parts.inspect.dead_letters().walk(wanted, |position, letter| {
             found =
                 (position == wanted).then(|| ShownLetter::of(position, letter, Bytes::Lossless));
             ControlFlow::Break(())
         })?;
-        Ok(json!(found))
-    };
-    answer(read, is_asked(form.pretty.as_deref())).await
-}
-
-#[derive(Deserialize)]
-pub(super) struct Pretty {
-    pretty: Option<String>,
+        Ok(found)
+    });
+    found.await?.ok_or_else(|| Problem {
+        status: StatusCode::NOT_FOUND,
+        title: "no such dead letter",
+        detail: "none lies at this position, or it was dropped or tried again".to_owned(),
+    })
 }
 
 /// Reading files is work for a thread that may block.
-async fn answer(
-    read: impl FnOnce() -> Result<serde_json::Value, DeadLetterError> + Send + 'static,
-    pretty: bool,
-) -> Response {
-    let failed = |title, detail| {
-        Problem { status: StatusCode::INTERNAL_SERVER_ERROR, title, detail }.into_response()
-    };
+async fn answer<T: Send + 'static>(
+    read: impl FnOnce() -> Result<T, DeadLetterError> + Send + 'static,
+) -> Result<T, Problem> {
+    let failed =
+        |title, detail| Problem { status: StatusCode::INTERNAL_SERVER_ERROR, title, detail };
     match tokio::task::spawn_blocking(read).await {
-        Ok(Ok(serde_json::Value::Null)) => Problem {
-            status: StatusCode::NOT_FOUND,
-            title: "no such dead letter",
-            detail: "none lies at this position, or it was dropped or tried again".to_owned(),
-        }
-        .into_response(),
-        Ok(Ok(answer)) => json_response(StatusCode::OK, &answer, pretty),
-        Ok(Err(error)) => failed("dead letters cannot be read", error.to_string()),
-        Err(error) => failed("reading was interrupted", error.to_string()),
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(error)) => Err(failed("dead letters cannot be read", error.to_string())),
+        Err(error) => Err(failed("reading was interrupted", error.to_string())),
     }
 }

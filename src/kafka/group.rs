@@ -94,7 +94,7 @@ pub(super) fn refusal(code: RDKafkaErrorCode, group: &str) -> Option<Trouble> {
 }
 
 /// What the group looks like from here.
-#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, schemars::JsonSchema)]
 pub struct GroupState {
     /// Our name in it; `None`: a member without a name.
     pub member: Option<String>,

@@ -90,7 +90,7 @@ enum Request {
 }
 
 /// What others may know.
-#[derive(Debug, Clone, Default, serde::Serialize)]
+#[derive(Debug, Clone, Default, serde::Serialize, schemars::JsonSchema)]
 pub struct LedgerSnapshot {
     /// The group that holds it.
     pub group_id: String,
@@ -118,7 +118,7 @@ pub struct LedgerSnapshot {
 }
 
 /// How long until Kafka's retention reaches a partition's first message that is not consumed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, schemars::JsonSchema)]
 pub struct RetentionLeft {
     /// Seconds.
     pub seconds: u64,
@@ -127,7 +127,7 @@ pub struct RetentionLeft {
 }
 
 /// The ledger of another instance.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, schemars::JsonSchema)]
 pub struct OtherLedger {
     /// Its name.
     pub instance: String,

@@ -40,6 +40,7 @@ pub struct IngestShared {
     /// Milliseconds since the start of the process at the last turn: the thread's sign of life.
     pub(super) heartbeat_ms: AtomicU64,
     pub(super) connected: AtomicBool,
+    held: AtomicBool,
 }
 
 impl IngestShared {
@@ -50,6 +51,7 @@ impl IngestShared {
             snapshot: Mutex::new(IngestSnapshot::default()),
             heartbeat_ms: AtomicU64::new(0),
             connected: AtomicBool::new(false),
+            held: AtomicBool::new(false),
         })
     }
 
@@ -59,6 +61,17 @@ impl IngestShared {
         let mut snapshot = lock(&self.snapshot).clone();
         snapshot.connected = self.connected.load(Ordering::Relaxed);
         snapshot
+    }
+
+    /// Has consumption pause, or go on, with the next turn. Polling goes on either way: the group does not notice.
+    pub fn hold(&self, held: bool) {
+        self.held.store(held, Ordering::Relaxed);
+    }
+
+    /// Whether a person wants consumption to pause.
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        self.held.load(Ordering::Relaxed)
     }
 
     /// Milliseconds since the start of the process at the last turn.

@@ -10,18 +10,19 @@ use serde_json::Value;
 
 use super::From;
 use crate::cli::ask;
+use crate::cli::running::Running;
 use crate::dead_letters::{Bytes, LetterFilter, ShownLetter, read_directory};
 
 /// One of both.
 pub(super) enum Source {
-    Url(String),
+    Running(Running),
     Directory(PathBuf),
 }
 
 impl Source {
     pub fn of(from: &From) -> anyhow::Result<Self> {
         if let Some(url) = &from.url {
-            return Ok(Self::Url(url.clone()));
+            return Ok(Self::Running(Running::at(url, &from.token)?));
         }
         let config = from.file.load()?.config;
         let dir = crate::service::dead_letters_dir(&config);
@@ -41,7 +42,7 @@ impl Source {
         mut each: impl FnMut(&Value) -> anyhow::Result<bool>,
     ) -> anyhow::Result<()> {
         match self {
-            Self::Url(url) => each_running(url, filter, bytes, each),
+            Self::Running(running) => each_running(running, filter, bytes, each),
             Self::Directory(dir) => {
                 let mut outcome = Ok(true);
                 let found = read_directory(dir, |position, letter| {
@@ -70,8 +71,8 @@ impl Source {
     /// The letter at this position.
     pub fn one(&self, position: u64) -> anyhow::Result<Option<Value>> {
         match self {
-            Self::Url(url) => {
-                let answer = ask::get(url, &format!("/api/v1/dead-letters/{position}"))?;
+            Self::Running(running) => {
+                let answer = running.get(&format!("/api/v1/dead-letters/{position}"))?;
                 if answer.status == 404 {
                     return Ok(None);
                 }
@@ -92,7 +93,7 @@ impl Source {
 }
 
 fn each_running(
-    url: &str,
+    running: &Running,
     filter: &LetterFilter,
     bytes: Bytes,
     mut each: impl FnMut(&Value) -> anyhow::Result<bool>,
@@ -102,7 +103,7 @@ fn each_running(
     let mut next = 0_u64;
     loop {
         let answer =
-            ask::get(url, &format!("/api/v1/dead-letters?from={next}&limit=1000{wanted}"))?;
+            running.get(&format!("/api/v1/dead-letters?from={next}&limit=1000{wanted}"))?;
         anyhow::ensure!(answer.status == 200, "{}", answer.body);
         let page: Value = serde_json::from_str(&answer.body).context("read dead letters")?;
         let letters = page.get("dead_letters").and_then(Value::as_array);
