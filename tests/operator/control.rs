@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::persister::{
-    PROGRAM, Persister, TOKEN, answer, exchange, metric, nothing, produce, topics,
+    PROGRAM, Persister, TOKEN, answer, exchange, kafka, metric, nothing, produce, topics,
 };
 
 #[test]
@@ -61,6 +61,43 @@ fn a_pause_holds_across_a_crash_and_a_drain_empties_the_log() {
     let audited: Vec<_> = audited.collect();
     assert_eq!(audited.len(), 1, "{log}");
     assert!(audited[0].contains("127.0.0.1") && audited[0].contains("done"), "{audited:?}");
+    persister.stop();
+}
+
+#[test]
+fn a_topic_that_was_created_again_goes_on_when_that_is_accepted_and_the_gap_goes_when_it_is_noted()
+{
+    let topic = "metrics-again";
+    topics("again", 1);
+    let dir = tempfile::tempdir().unwrap();
+    let persister = Persister::start(dir.path(), "again", &[]);
+    let send = |count: usize| produce(topic, (0..count).map(|value| metric("t", "cpu", value)));
+    let is_told = |it: &Persister, code: &str| it.codes().iter().any(|told| told == code);
+    send(20);
+    persister.wait("delivered", |it| it.rows_written() == 20);
+    kafka().delete_topic(topic).unwrap();
+    // The name is free a little later.
+    for _ in 0..120 {
+        if kafka().create_topic(topic, 1).is_ok() {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(250));
+    }
+    send(30);
+    persister.wait("stopped at the gap", |it| is_told(it, "KAFKA_RECREATED"));
+    // The first of the new topic are behind the place where consumption stopped; some at its end may have been taken.
+    let taken = persister.rows_written();
+    assert!(taken < 50, "{taken}");
+    let done = persister.order("/api/v1/control/accept", &json!({"pipeline": "metrics"}));
+    assert_eq!((&done[0]["order"], done.as_array().unwrap().len()), (&json!("accept"), 1));
+    persister.wait("all of the new topic delivered", |it| it.rows_written() >= taken + 20);
+    let gaps = |it: &Persister| {
+        let status = it.json("/api/v1/status");
+        status["pipelines"]["metrics"]["ledger"]["gaps"].as_array().unwrap().len()
+    };
+    persister.wait("remembered", |it| gaps(it) == 1);
+    persister.order("/api/v1/control/acknowledge", &nothing());
+    persister.wait("forgotten", |it| gaps(it) == 0 && !is_told(it, "KAFKA_RECREATED"));
     persister.stop();
 }
 
