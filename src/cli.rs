@@ -147,6 +147,7 @@ pub fn main() -> u8 {
             return if error.use_stderr() { exit::USAGE } else { exit::OK };
         }
     };
+    end_when_nobody_reads();
     let outcome = match cli.command {
         Command::Run(args) => run::run(&args),
         Command::Demo(args) => demo::demo(&args),
@@ -206,6 +207,18 @@ fn init_logging(config: &Config) -> anyhow::Result<LogLevel> {
     };
     installed.map_err(|error| anyhow::anyhow!("install log output: {error}"))?;
     Ok(log_level)
+}
+
+/// Whoever read the output has seen enough, as `head` has: that is no fault. `println!` takes it for one.
+fn end_when_nobody_reads() {
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let said = panic.payload_as_str().unwrap_or_default();
+        if said.starts_with("failed printing to stdout") && said.contains("Broken pipe") {
+            exit::leave_unflushed(exit::OK);
+        }
+        print(panic);
+    }));
 }
 
 /// A panic in any thread ends the process: no half-dead service.

@@ -33,6 +33,11 @@ pub fn leave(code: u8) -> ! {
     // What is not written by now has no reader any more.
     drop(std::io::stdout().flush());
     drop(std::io::stderr().flush());
+    leave_unflushed(code)
+}
+
+/// The same where somebody is just writing, and nobody reads.
+pub fn leave_unflushed(code: u8) -> ! {
     signal_hook::low_level::exit(i32::from(code))
 }
 

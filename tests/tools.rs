@@ -462,14 +462,19 @@ fn every_command_explains_itself_with_an_example() {
 #[test]
 fn output_that_nobody_reads_to_the_end_is_no_failure() {
     let (_dir, log) = data_dir();
-    let program = env!("CARGO_BIN_EXE_monasca-persister");
-    let mut child = Command::new(program)
-        .args(["wal", "dump", log.to_str().unwrap()])
-        .stdout(std::process::Stdio::piped())
-        .stderr(std::process::Stdio::piped())
-        .spawn()
-        .unwrap();
-    drop(child.stdout.take());
-    let output = child.wait_with_output().unwrap();
-    assert_eq!((output.status.code(), stderr(&output)), (Some(0), String::new()));
+    let dump = ["wal", "dump", log.to_str().unwrap()];
+    let [schema, man, completions] =
+        [["config", "schema"].as_slice(), &["man"], &["completions", "bash"]];
+    for arguments in [&dump, schema, man, completions] {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_monasca-persister"))
+            .args(arguments)
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        let ended = (output.status.code(), stderr(&output));
+        assert_eq!(ended, (Some(0), String::new()), "{arguments:?}");
+    }
 }

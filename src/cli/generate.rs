@@ -1,5 +1,6 @@
 //! `completions` and `man`: made of the very definition of the command line.
 
+use std::io::{ErrorKind, Write as _};
 use std::path::PathBuf;
 
 use anyhow::Context as _;
@@ -31,8 +32,7 @@ pub(crate) struct ManArgs {
 pub(super) fn completions(args: &CompletionArgs) -> anyhow::Result<u8> {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut Cli::command(), "monasca-persister", &mut script);
-    std::io::Write::write_all(&mut std::io::stdout().lock(), &script).context("write")?;
-    Ok(exit::OK)
+    print_bytes(&script)
 }
 
 pub(super) fn man(args: &ManArgs) -> anyhow::Result<u8> {
@@ -41,8 +41,17 @@ pub(super) fn man(args: &ManArgs) -> anyhow::Result<u8> {
         Some(dir) => clap_mangen::generate_to(command, dir)
             .with_context(|| format!("write to {}", dir.display()))?,
         None => {
-            clap_mangen::Man::new(command).render(&mut std::io::stdout().lock()).context("write")?
+            let mut page = Vec::new();
+            clap_mangen::Man::new(command).render(&mut page).context("write the manual")?;
+            return print_bytes(&page);
         }
     }
     Ok(exit::OK)
+}
+
+fn print_bytes(bytes: &[u8]) -> anyhow::Result<u8> {
+    match std::io::stdout().lock().write_all(bytes) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("print"),
+        _ => Ok(exit::OK),
+    }
 }
