@@ -8,6 +8,7 @@ mod profile;
 mod schema;
 mod security;
 mod shown;
+mod text;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::shown::leaves;
+use super::text;
 use super::{Config, ConfigProblem, Profile};
 
 /// Environment variables that begin so override the file: `MONASCA_PERSISTER__HTTP__BIND=127.0.0.1:9000`.
@@ -22,13 +23,13 @@ pub enum ConfigError {
         /// What the operating system said.
         source: std::io::Error,
     },
-    /// The file is not what it should be; the message names line and column.
-    #[error("{path}: {reason}")]
+    /// The file is not what it should be.
+    #[error("{}", .reasons.iter().map(|reason| format!("{}: {reason}", path.display())).collect::<Vec<_>>().join("\n"))]
     Syntax {
         /// The file.
         path: PathBuf,
-        /// What is wrong and where.
-        reason: String,
+        /// What is wrong, each with line and column.
+        reasons: Vec<String>,
     },
     /// An environment variable names no key or has no usable value.
     #[error("environment variable {variable}: {reason}")]
@@ -106,7 +107,8 @@ pub fn load_with(
     if let Some(path) = file {
         let text = std::fs::read_to_string(path)
             .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-        let mut values = parse_file(path, &text)?;
+        let mut values = text::parse(&text)
+            .map_err(|reasons| ConfigError::Syntax { path: path.to_owned(), reasons })?;
         resolve(&mut values, "", &environment)?;
         leaves("", &values, &mut |key, _| {
             origins.insert(key.to_owned(), "file".to_owned());
@@ -141,35 +143,8 @@ fn defaults() -> Result<Value, ConfigError> {
     })
 }
 
-/// Reads the file twice: once as [`Config`], which finds unknown keys and wrong types with their line, once as a
-/// tree, which knows what was given and what was not.
-fn parse_file(path: &Path, text: &str) -> Result<Value, ConfigError> {
-    if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
-        return Ok(Value::Object(Map::new()));
-    }
-    let syntax = |error: serde_saphyr::Error| ConfigError::Syntax {
-        path: path.to_owned(),
-        // Without the lines around the place: somebody may have written a password into one of them.
-        reason: with_suggestion(&error.without_snippet().to_string()),
-    };
-    serde_saphyr::from_str::<Config>(text).map_err(syntax)?;
-    serde_saphyr::from_str::<Value>(text).map_err(syntax)
-}
-
-/// Appends the nearest known key to a message about an unknown one.
-fn with_suggestion(message: &str) -> String {
-    let unknown = message.split_once("unknown field `").and_then(|(_, rest)| rest.split_once('`'));
-    let Some((unknown, rest)) = unknown else { return message.to_owned() };
-    let known = rest
-        .split_once("expected one of ")
-        .map_or("", |(_, list)| list.lines().next().unwrap_or(""));
-    match nearest(unknown, known.split(", ").map(|key| key.trim_matches('`'))) {
-        Some(near) => format!("{message}\nDid you mean `{near}`?"),
-        None => message.to_owned(),
-    }
-}
-
-fn nearest<'a>(unknown: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+/// The known key that was probably meant.
+pub(super) fn nearest<'a>(unknown: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     known
         .map(|key| (strsim::damerau_levenshtein(unknown, key), key))
         .filter(|(distance, key)| *distance <= key.len().max(3) / 2)
@@ -393,6 +368,24 @@ mod tests {
             from_text("", &[("MONASCA_PERSISTER__KAFKA__SECURITY__SASL__PASSWORD", "canary")])
                 .unwrap_err();
         assert!(error.contains("password_") && !error.contains("canary"), "{error}");
+    }
+
+    #[test]
+    fn every_mistake_in_a_file_is_reported_at_once_with_its_line() {
+        let file = "metricss: {}\nwal:\n  min_free_bites: 3\n\nhttp:\n  bind: 5\nkafka:\n  bootstrap_servers: \"a:1\"\n  \
+                    ledger: maybe\nmetrics:\n  writrs: 3\n  freshness: 2s\n";
+        let error = from_text(file, &[]).unwrap_err();
+        let places = ["line 1,", "line 3,", "line 6,", "line 8,", "line 9,", "line 11,"];
+        for place in places {
+            assert!(error.contains(place), "{place}: {error}");
+        }
+        for near in ["metrics", "min_free_bytes", "writers"] {
+            assert!(error.contains(&format!("Did you mean `{near}`?")), "{near}: {error}");
+        }
+        assert_eq!(error.matches(" at line ").count(), places.len(), "{error}");
+        // What cannot be read any further ends the list, and the program goes on looking at nothing.
+        let error = from_text("metricss: {}\nwal: [\n", &[]).unwrap_err();
+        assert!(error.contains("line"), "{error}");
     }
 
     #[test]
