@@ -26,6 +26,7 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 
+pub(crate) use self::running::NoAnswer;
 use crate::config::{self, Config, Loaded};
 use crate::exit;
 use crate::log_level::LogLevel;

@@ -50,6 +50,9 @@ pub fn code(error: &anyhow::Error) -> u8 {
         {
             return CONFIGURATION;
         }
+        if cause.downcast_ref::<crate::cli::NoAnswer>().is_some() {
+            return UNAVAILABLE;
+        }
         if cause.downcast_ref::<crate::http::WeakToken>().is_some() {
             return CONFIGURATION;
         }

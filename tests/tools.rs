@@ -478,3 +478,24 @@ fn output_that_nobody_reads_to_the_end_is_no_failure() {
         assert_eq!(ended, (Some(0), String::new()), "{arguments:?}");
     }
 }
+
+#[test]
+fn whoever_asks_a_persister_that_is_not_there_ends_with_69() {
+    let asking: [&[&str]; 8] = [
+        &["status"],
+        &["backlog"],
+        &["healthcheck"],
+        &["top", "--once"],
+        &["size", "--hours", "1"],
+        &["control", "pause"],
+        &["query"],
+        &["dead-letters", "list"],
+    ];
+    for arguments in asking {
+        for url in ["http://127.0.0.1:9", "unix:/nowhere"] {
+            let output = run(&[arguments, &["--url", url]].concat());
+            assert_eq!(output.status.code(), Some(69), "{arguments:?} {url}: {output:?}");
+            assert!(stderr(&output).contains(&format!("ask {url}")), "{output:?}");
+        }
+    }
+}

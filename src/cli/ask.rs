@@ -58,7 +58,7 @@ pub(super) fn backlog(args: &BacklogArgs) -> anyhow::Result<u8> {
     } else {
         match &args.by {
             Some(by) => format!("/api/v1/backlog?by={by}&top={}{pipeline}", args.top),
-            None => "/api/v1/backlog?".to_owned(),
+            None => "/api/v1/backlog".to_owned(),
         }
     };
     print(&args.ask, &path)
@@ -72,16 +72,9 @@ pub(super) fn encoded(value: &str) -> String {
 /// Prints what the path answers.
 pub(super) fn print(args: &AskArgs, path: &str) -> anyhow::Result<u8> {
     let and = if path.contains('?') { '&' } else { '?' };
-    match args.running()?.get(&format!("{path}{and}pretty=true")) {
-        Ok(answer) => {
-            println!("{}", answer.body);
-            Ok(if answer.status == 200 { exit::OK } else { exit::UNAVAILABLE })
-        }
-        Err(error) => {
-            eprintln!("monasca-persister: {error:#}");
-            Ok(exit::UNAVAILABLE)
-        }
-    }
+    let answer = args.running()?.get(&format!("{path}{and}pretty=true"))?;
+    println!("{}", answer.body);
+    Ok(if answer.status == 200 { exit::OK } else { exit::UNAVAILABLE })
 }
 
 /// Prints the health check and ends with it.

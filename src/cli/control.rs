@@ -1,10 +1,11 @@
 //! `control`: orders to a running persister over HTTP.
 
 use anyhow::Context as _;
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::ask::AskArgs;
+use crate::control::Stage;
 use crate::exit;
 
 #[derive(Debug, Subcommand)]
@@ -34,19 +35,11 @@ pub(crate) struct PipelineArgs {
     ask: AskArgs,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum StageName {
-    /// From Kafka to the log.
-    Intake,
-    /// From the log to the store.
-    Delivery,
-}
-
 #[derive(Debug, Args)]
 pub(crate) struct StageArgs {
     /// Only this stage; both unless said.
     #[arg(long, value_enum)]
-    stage: Option<StageName>,
+    stage: Option<Stage>,
     #[command(flatten)]
     which: PipelineArgs,
 }
@@ -79,23 +72,13 @@ fn of_pipeline(args: &PipelineArgs) -> Value {
 fn of_stage(args: &StageArgs) -> Value {
     let mut body = of_pipeline(&args.which);
     if let (Some(stage), Some(fields)) = (args.stage, body.as_object_mut()) {
-        let stage = match stage {
-            StageName::Intake => "intake",
-            StageName::Delivery => "delivery",
-        };
-        fields.insert("stage".to_owned(), stage.into());
+        fields.insert("stage".to_owned(), json!(stage));
     }
     body
 }
 
 fn order(ask: &AskArgs, path: &str, body: &Value) -> anyhow::Result<u8> {
-    let answer = match ask.running()?.post(path, body) {
-        Ok(answer) => answer,
-        Err(error) => {
-            eprintln!("monasca-persister: {error:#}");
-            return Ok(exit::UNAVAILABLE);
-        }
-    };
+    let answer = ask.running()?.post(path, body)?;
     let status = answer.status;
     let answer: Value = serde_json::from_str(&answer.body).context("read the answer")?;
     if status == 200 {

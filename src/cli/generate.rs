@@ -1,6 +1,5 @@
 //! `completions` and `man`: made of the very definition of the command line.
 
-use std::io::{ErrorKind, Write as _};
 use std::path::PathBuf;
 
 use anyhow::Context as _;
@@ -32,7 +31,7 @@ pub(crate) struct ManArgs {
 pub(super) fn completions(args: &CompletionArgs) -> anyhow::Result<u8> {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut Cli::command(), "monasca-persister", &mut script);
-    print_bytes(&script)
+    print_text(script)
 }
 
 pub(super) fn man(args: &ManArgs) -> anyhow::Result<u8> {
@@ -43,15 +42,13 @@ pub(super) fn man(args: &ManArgs) -> anyhow::Result<u8> {
         None => {
             let mut page = Vec::new();
             clap_mangen::Man::new(command).render(&mut page).context("write the manual")?;
-            return print_bytes(&page);
+            return print_text(page);
         }
     }
     Ok(exit::OK)
 }
 
-fn print_bytes(bytes: &[u8]) -> anyhow::Result<u8> {
-    match std::io::stdout().lock().write_all(bytes) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("print"),
-        _ => Ok(exit::OK),
-    }
+fn print_text(text: Vec<u8>) -> anyhow::Result<u8> {
+    print!("{}", String::from_utf8(text).context("print")?);
+    Ok(exit::OK)
 }

@@ -29,6 +29,14 @@ pub(super) struct Running {
     token: Option<SecretString>,
 }
 
+/// Nobody answered, or not to the end.
+#[derive(Debug, thiserror::Error)]
+#[error("ask {place}")]
+pub(crate) struct NoAnswer {
+    place: String,
+    source: Box<dyn std::error::Error + Send + Sync>,
+}
+
 /// An answer, whatever its status.
 pub(super) struct Answer {
     pub status: u16,
@@ -53,11 +61,12 @@ impl Running {
     }
 
     fn exchange(&self, path: &str, body: Option<&str>) -> anyhow::Result<Answer> {
-        match self.url.strip_prefix("unix:") {
-            Some(socket) => through_socket(Path::new(socket), path, body)
-                .with_context(|| format!("ask {}{path}", self.url)),
-            None => over_tcp(&format!("{}{path}", self.url), body, self.token.as_ref()),
-        }
+        let place = format!("{}{path}", self.url);
+        let answer = match self.url.strip_prefix("unix:") {
+            Some(socket) => through_socket(Path::new(socket), path, body),
+            None => over_tcp(&place, body, self.token.as_ref()),
+        };
+        Ok(answer.map_err(|error| NoAnswer { place, source: error.into() })?)
     }
 }
 
@@ -88,12 +97,9 @@ fn over_tcp(
             request.call()
         }
     };
-    let mut response = answered.with_context(|| format!("ask {address}"))?;
+    let mut response = answered?;
     let status = response.status().as_u16();
-    let body = response
-        .body_mut()
-        .read_to_string()
-        .with_context(|| format!("read the answer of {address}"))?;
+    let body = response.body_mut().read_to_string().context("read the answer")?;
     Ok(Answer { status, body })
 }
 

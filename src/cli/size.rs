@@ -53,14 +53,8 @@ pub(super) fn size(args: &SizeArgs) -> anyhow::Result<u8> {
     let mut record_bytes = args.record_bytes;
     let mut source = if record_bytes.is_some() { "given" } else { "assumed" };
     if let Some(url) = &args.url {
-        let answer = match Running::at(url, &args.token)?.get("/api/v1/overview") {
-            Ok(answer) if answer.status == 200 => answer,
-            Ok(answer) => anyhow::bail!("{url} answered {}: {}", answer.status, answer.body),
-            Err(error) => {
-                eprintln!("monasca-persister: {error:#}");
-                return Ok(exit::UNAVAILABLE);
-            }
-        };
+        let answer = Running::at(url, &args.token)?.get("/api/v1/overview")?;
+        anyhow::ensure!(answer.status == 200, "{url} answered {}: {}", answer.status, answer.body);
         let overview: Value = serde_json::from_str(&answer.body).context("read the answer")?;
         let of = |part: &str, key: &str| {
             overview

@@ -34,26 +34,18 @@ pub(super) fn top(args: &TopArgs) -> anyhow::Result<u8> {
     let running = args.ask.running()?;
     let url = &running.url;
     if args.once || !std::io::stdout().is_terminal() {
-        return match running.get("/api/v1/overview") {
-            Ok(answer) if answer.status == 200 => {
-                let overview: Value =
-                    serde_json::from_str(&answer.body).context("read the answer")?;
-                if args.json {
-                    super::print_json(&overview)?;
-                } else {
-                    print!("{}", screen(&overview));
-                }
-                Ok(exit::OK)
-            }
-            Ok(answer) => {
-                eprintln!("monasca-persister: {url} answered {}: {}", answer.status, answer.body);
-                Ok(exit::UNAVAILABLE)
-            }
-            Err(error) => {
-                eprintln!("monasca-persister: {error:#}");
-                Ok(exit::UNAVAILABLE)
-            }
-        };
+        let answer = running.get("/api/v1/overview")?;
+        if answer.status != 200 {
+            eprintln!("monasca-persister: {url} answered {}: {}", answer.status, answer.body);
+            return Ok(exit::UNAVAILABLE);
+        }
+        let overview: Value = serde_json::from_str(&answer.body).context("read the answer")?;
+        if args.json {
+            super::print_json(&overview)?;
+        } else {
+            print!("{}", screen(&overview));
+        }
+        return Ok(exit::OK);
     }
     loop {
         let text = match running.get("/api/v1/overview") {
