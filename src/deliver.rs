@@ -593,15 +593,20 @@ impl Deliver {
             self.guard.took(rows);
             self.counts.rows_written = self.counts.rows_written.saturating_add(rows);
         }
-        self.blocked = self.blocked.saturating_sub(state.followers.len());
-        for (_, follower) in state.followers {
-            self.get_ready(follower);
-        }
+        self.release(state.followers);
         effects.push(Effect::Forget { unit, written: true });
         if self.config.needs_flush {
             self.written_unflushed.push((state.gather, state.records));
         } else {
             self.finish(state.gather, &state.records, now, effects);
+        }
+    }
+
+    /// What these waited for is in the store.
+    fn release(&mut self, followers: Vec<(usize, UnitId)>) {
+        self.blocked = self.blocked.saturating_sub(followers.len());
+        for (_, follower) in followers {
+            self.get_ready(follower);
         }
     }
 
@@ -615,10 +620,7 @@ impl Deliver {
         if state.is_probe {
             self.probe_answered();
         }
-        self.blocked = self.blocked.saturating_sub(state.followers.len());
-        for (_, follower) in state.followers {
-            self.get_ready(follower);
-        }
+        self.release(state.followers);
         effects.push(Effect::Forget { unit, written: false });
     }
 

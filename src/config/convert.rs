@@ -70,6 +70,7 @@ const NO_ZOOKEEPER: &str = "ZooKeeper is not asked for brokers any more: set kaf
 const PASSWORD: &str = "a password does not stand in the configuration: write it to the file that store.cassandra.password_file names, chmod 600";
 const FETCHES: &str = "memory is bounded at the fetch (docs/memory.md); kafka.properties can set what librdkafka knows";
 const OTHER_STORE: &str = "rows go to Cassandra or to an embedded store";
+const STANDARD_ERROR: &str = "the log goes to standard error; see logging.level and logging.format";
 const UNKNOWN: &str = "it has no counterpart here";
 
 /// Builds our configuration.
@@ -107,7 +108,6 @@ impl Builder {
 
     /// What both had, under names made alike.
     fn common(&mut self, old: &str, name: &str, value: &Value, all: &BTreeMap<String, Value>) {
-        let text = || value.as_str().map_or_else(|| value.to_string(), str::to_owned);
         match name {
             "cassandra.contact_points" => {
                 let port = all.get("cassandra.port").map_or_else(|| "9042".to_owned(), plain);
@@ -118,12 +118,14 @@ impl Builder {
                 let new = "store.cassandra.contact_points".to_owned();
                 self.report.push(Line { key: old.to_owned(), fate: Fate::Taken(new) });
             }
-            "cassandra.keyspace" => self.taken(old, "store.cassandra.keyspace", json!(text())),
-            "cassandra.user" if text().is_empty() => {
+            "cassandra.keyspace" => {
+                self.taken(old, "store.cassandra.keyspace", json!(plain(value)))
+            }
+            "cassandra.user" if plain(value).is_empty() => {
                 self.dropped(old, "it is empty: no password is asked for")
             }
-            "cassandra.user" => self.taken(old, "store.cassandra.user", json!(text())),
-            "cassandra.password" if text().is_empty() => self.dropped(old, "it is empty"),
+            "cassandra.user" => self.taken(old, "store.cassandra.user", json!(plain(value))),
+            "cassandra.password" if plain(value).is_empty() => self.dropped(old, "it is empty"),
             "cassandra.password" => {
                 self.set(
                     "store.cassandra.password_file",
@@ -132,13 +134,13 @@ impl Builder {
                 self.yours(old, PASSWORD);
             }
             "cassandra.local_data_center" => {
-                self.taken(old, "store.cassandra.local_data_center", json!(text()))
+                self.taken(old, "store.cassandra.local_data_center", json!(plain(value)))
             }
             "cassandra.consistency_level" => {
-                self.taken(old, "store.cassandra.consistency", json!(text().to_uppercase()))
+                self.taken(old, "store.cassandra.consistency", json!(plain(value).to_uppercase()))
             }
             "cassandra.retention_policy" => {
-                self.taken(old, "retention", json!(format!("{}d", text())))
+                self.taken(old, "retention", json!(format!("{}d", plain(value))))
             }
             "cassandra.max_definition_cache_size" => {
                 self.taken(old, "store.definitions_max", number(value));
@@ -174,9 +176,6 @@ impl Builder {
             "commit_batch_time" => self.dropped(old, COMMITS),
             "consumer_id" | "client_id" => self.dropped(old, NAMES),
             "fetch_size_bytes" | "buffer_size" | "max_buffer_size" => self.dropped(old, FETCHES),
-            "zookeeper_path" | "ignore_parse_point_error" | "partitions" => {
-                self.dropped(old, UNKNOWN)
-            }
             _ => self.dropped(old, UNKNOWN),
         }
     }
@@ -240,6 +239,28 @@ pub fn convert(text: &str) -> Result<Converted, ConvertError> {
     Ok(from_java(&tree))
 }
 
+/// A key of an old configuration.
+struct Old {
+    key: String,
+    /// The same for both persisters where they mean the same.
+    name: String,
+    value: Value,
+}
+
+impl Old {
+    fn new(
+        key: String,
+        value: Value,
+        sections: &[(&str, &'static str)],
+        rename: impl Fn(&str) -> String,
+    ) -> Self {
+        let (section, rest) = key.split_once('.').unwrap_or((&key, ""));
+        let alike = sections.iter().find(|(old, _)| *old == section);
+        let name = format!("{}.{}", alike.map_or(section, |(_, alike)| alike), rename(rest));
+        Self { key, name, value }
+    }
+}
+
 /// `maxBatchTime` as `max_batch_time`.
 fn snake(name: &str) -> String {
     let mut snake = String::new();
@@ -255,21 +276,17 @@ fn snake(name: &str) -> String {
 fn from_java(tree: &Value) -> Converted {
     let mut old = Vec::new();
     super::shown::leaves("", tree, &mut |key, value| old.push((key.to_owned(), value.clone())));
-    let alike = |key: &str| {
-        let (section, rest) = key.split_once('.').unwrap_or((key, ""));
-        let section = match section {
-            "metricConfiguration" => "metrics",
-            "alarmHistoryConfiguration" => "alarms",
-            "cassandraDbConfiguration" => "cassandra",
-            other => other,
-        };
-        format!("{section}.{}", snake(rest))
-    };
+    const SECTIONS: [(&str, &str); 3] = [
+        ("metricConfiguration", "metrics"),
+        ("alarmHistoryConfiguration", "alarms"),
+        ("cassandraDbConfiguration", "cassandra"),
+    ];
+    let old: Vec<Old> =
+        old.into_iter().map(|(key, value)| Old::new(key, value, &SECTIONS, snake)).collect();
     let all: BTreeMap<String, Value> =
-        old.iter().map(|(key, value)| (alike(key), value.clone())).collect();
+        old.iter().map(|one| (one.name.clone(), one.value.clone())).collect();
     let mut builder = Builder::default();
-    for (key, value) in &old {
-        let name = alike(key);
+    for Old { key, name, value } in &old {
         match name.as_str() {
             "metrics.num_threads" | "alarms.num_threads" => {
                 let name = name.replace("num_threads", "threads");
@@ -313,12 +330,9 @@ fn from_java(tree: &Value) -> Converted {
                 );
             }
             _ if key.starts_with("logging.") => {
-                builder.dropped(
-                    key,
-                    "the log goes to standard error; see logging.level and logging.format",
-                );
+                builder.dropped(key, STANDARD_ERROR);
             }
-            _ => builder.common(key, &name, value, &all),
+            _ => builder.common(key, name, value, &all),
         }
     }
     builder.finish("sha1-concat", &all)
@@ -336,20 +350,16 @@ fn from_python(text: &str) -> Converted {
             old.push((format!("{section}.{}", name.trim()), json!(value.trim())));
         }
     }
-    let alike = |key: &str| {
-        let (section, rest) = key.split_once('.').unwrap_or((key, ""));
-        let section = match section {
-            "kafka_metrics" => "metrics",
-            "kafka_alarm_history" => "alarms",
-            other => other,
-        };
-        format!("{section}.{rest}")
-    };
+    const SECTIONS: [(&str, &str); 2] =
+        [("kafka_metrics", "metrics"), ("kafka_alarm_history", "alarms")];
+    let old: Vec<Old> = old
+        .into_iter()
+        .map(|(key, value)| Old::new(key, value, &SECTIONS, str::to_owned))
+        .collect();
     let all: BTreeMap<String, Value> =
-        old.iter().map(|(key, value)| (alike(key), value.clone())).collect();
+        old.iter().map(|one| (one.name.clone(), one.value.clone())).collect();
     let mut builder = Builder::default();
-    for (key, value) in &old {
-        let name = alike(key);
+    for Old { key, name, value } in &old {
         match name.as_str() {
             "metrics.uri" | "alarms.uri" | "kafka.uri" => {
                 builder.taken(key, "kafka.bootstrap_servers", json!(list(value)));
@@ -383,13 +393,10 @@ fn from_python(text: &str) -> Converted {
                 builder.dropped(key, OTHER_STORE)
             }
             _ if key.starts_with("DEFAULT.") => {
-                builder.dropped(
-                    key,
-                    "the log goes to standard error; see logging.level and logging.format",
-                );
+                builder.dropped(key, STANDARD_ERROR);
             }
             _ if key.starts_with("zookeeper.") => builder.dropped(key, NO_ZOOKEEPER),
-            _ => builder.common(key, &name, value, &all),
+            _ => builder.common(key, name, value, &all),
         }
     }
     builder.finish("sha1-nul", &all)

@@ -219,7 +219,7 @@ impl Api {
 #[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct ProblemBody {
     /// What is wrong, the same words each time.
-    pub title: String,
+    pub title: &'static str,
     /// Status of the answer.
     pub status: u16,
     /// What was wrong this time.
@@ -231,10 +231,6 @@ fn refused(path: &str, problem: Problem) -> Response {
     let (status, result) = (problem.status.as_u16(), problem.title);
     tracing::warn!(code = "CONTROL", path, result, status, "order over HTTP");
     problem.into_response()
-}
-
-fn bad(detail: String) -> Problem {
-    Problem { status: StatusCode::BAD_REQUEST, title: "bad parameter", detail }
 }
 
 /// Parameters of the path and behind `?` as one value, and whether the answer is to be indented.
@@ -252,10 +248,13 @@ fn parameters<P: DeserializeOwned>(path: &RawPathParams, uri: &Uri) -> Result<(P
             pairs.append_pair(&name, &value);
         }
     }
-    let uri: Uri =
-        format!("/?{}", pairs.finish()).parse().map_err(|_| bad("not a query".to_owned()))?;
+    let uri: Uri = format!("/?{}", pairs.finish())
+        .parse()
+        .map_err(|_| Problem::bad_parameter("not a query".to_owned()))?;
     let query = axum::extract::Query::<P>::try_from_uri(&uri).map_err(|error| {
-        bad(error.body_text().replace("Failed to deserialize query string: ", ""))
+        Problem::bad_parameter(
+            error.body_text().replace("Failed to deserialize query string: ", ""),
+        )
     })?;
     Ok((query.0, pretty))
 }

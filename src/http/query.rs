@@ -126,5 +126,5 @@ async fn answer<T: Serialize + Send + 'static>(
 }
 
 fn bad_request(detail: String) -> Response {
-    Problem { status: StatusCode::BAD_REQUEST, title: "bad parameter", detail }.into_response()
+    Problem::bad_parameter(detail).into_response()
 }

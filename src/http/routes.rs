@@ -15,7 +15,7 @@ use serde_json::json;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::timeout::TimeoutLayer;
 
-use super::api::{About, Api};
+use super::api::{About, Api, ProblemBody};
 use super::guard::Access;
 use super::site::Site;
 use super::{backlog, control, dropwizard, events, letters, prometheus, query};
@@ -152,10 +152,16 @@ pub(super) struct Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let body =
-            json!({"title": self.title, "status": self.status.as_u16(), "detail": self.detail});
-        (self.status, [(header::CONTENT_TYPE, "application/problem+json")], body.to_string())
+        let Self { status, title, detail } = self;
+        let body = json!(ProblemBody { title, status: status.as_u16(), detail });
+        (status, [(header::CONTENT_TYPE, "application/problem+json")], body.to_string())
             .into_response()
+    }
+}
+
+impl Problem {
+    pub fn bad_parameter(detail: String) -> Self {
+        Self { status: StatusCode::BAD_REQUEST, title: "bad parameter", detail }
     }
 }
 
