@@ -2,6 +2,7 @@
 
 mod api;
 mod backlog;
+mod blocking;
 mod control;
 mod dropwizard;
 mod events;

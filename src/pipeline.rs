@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -352,7 +352,8 @@ impl Pipeline {
             .with_batch_limit(Arc::clone(&batch_limit))
             .with_expired(config.expired_backlog)
             .with_replicas(Arc::new(move |series| store.replicas(series)));
-            let damage = Damage { dir: log_dir(name, config), delivered: Arc::clone(&delivered) };
+            let damage =
+                Damage { dir: log_dir(&config.data_dir, name), delivered: Arc::clone(&delivered) };
             let (closing, give_up) = (Arc::clone(&closing), give_up.clone());
             let (view, fatal) = (Arc::clone(&view), surroundings.fatal.clone());
             let definitions = surroundings.definitions.clone();
@@ -484,8 +485,9 @@ impl Pipeline {
     }
 }
 
-fn log_dir(name: &str, config: &Config) -> PathBuf {
-    config.data_dir.join("wal").join(name)
+/// Where a pipeline's log lies.
+pub(crate) fn log_dir(data_dir: &Path, name: &str) -> PathBuf {
+    data_dir.join("wal").join(name)
 }
 
 /// Opens the log of a pipeline, and says what it found.
@@ -495,7 +497,7 @@ pub(crate) fn open_log(
     started: Instant,
 ) -> anyhow::Result<Wal<DiskFs>> {
     let name = spec.name;
-    let dir = log_dir(name, config);
+    let dir = log_dir(&config.data_dir, name);
     let wal_config = log_config(spec, config);
     let fs = DiskFs::open(&dir).with_context(|| format!("open log directory {}", dir.display()))?;
     let (wal, report) = Wal::open(fs, wal_config, Box::<OffsetCarry>::default(), started.elapsed())

@@ -1,6 +1,7 @@
 //! What waits: in numbers, by whom, and record by record.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::StatusCode;
@@ -8,16 +9,19 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use wal::{DiskFs, WalError, inventory};
 
+use super::blocking::blocking;
 use super::routes::Problem;
 use super::site::Site;
 use crate::inspect::Backlog;
 use crate::peek::{self, By, Census, Effort, Group, PageOf, RecordPage};
-use crate::pipeline::PipelineView;
+use crate::pipeline::{PipelineView, log_dir};
 
 /// There is an answer before the request's time is over.
 const EFFORT: Effort = Effort { records_max: 2_000_000, time_max: Duration::from_secs(5) };
 /// How long a question waits for others; what is left of a request's time is for its own answer.
 const LOOK_WAIT: Duration = Duration::from_secs(4);
+/// What is wrong when a log cannot be read.
+pub(super) const UNREADABLE: &str = "the log cannot be read";
 const TOP_DEFAULT: usize = 20;
 const TOP_MAX: usize = 1000;
 const PAGE_DEFAULT: usize = 20;
@@ -53,16 +57,10 @@ pub(super) async fn backlog(
         return Ok(BacklogAnswer { backlog, census: None });
     };
     let top = parameters.top.unwrap_or(TOP_DEFAULT).min(TOP_MAX);
-    if let Some(name) = &parameters.pipeline {
-        pipeline(&site, name)?;
-    }
-    let census = looking(&site.clone(), move || {
+    let views = chosen(&site, parameters.pipeline.as_deref())?;
+    let census = looking(&site, move || {
         let (mut groups, mut records, mut complete) = (Vec::<Group>::new(), 0_u64, true);
-        let views = site.parts.inspect.pipelines().iter();
-        let wanted = |view: &&std::sync::Arc<PipelineView>| {
-            parameters.pipeline.as_ref().is_none_or(|name| *name == view.name)
-        };
-        for view in views.filter(wanted) {
+        for view in views {
             let mut found = HashMap::new();
             let (looked_at, all) =
                 peek::census(&view.wal, view.name, view.kind, by, EFFORT, &mut found)?;
@@ -159,21 +157,18 @@ pub(super) async fn segments(
     site: Site,
     parameters: SegmentParameters,
 ) -> Result<Vec<LogFiles>, Problem> {
-    let views = match &parameters.pipeline {
-        Some(name) => vec![pipeline(&site, name)?],
-        None => site.parts.inspect.pipelines().to_vec(),
-    };
+    let views = chosen(&site, parameters.pipeline.as_deref())?;
     let data_dir = site.parts.data_dir.clone();
     looking(&site, move || views.iter().map(|view| log_files(&data_dir, view)).collect()).await
 }
 
 fn log_files(data_dir: &std::path::Path, view: &PipelineView) -> Result<LogFiles, WalError> {
-    let directory = data_dir.join("wal").join(view.name);
+    let directory = log_dir(data_dir, view.name);
     let shown = directory.display().to_string();
     let fs = DiskFs::open_existing(&directory).map_err(|source| WalError::Io {
         op: "open",
         path: shown.clone(),
-        source: std::sync::Arc::new(source),
+        source: Arc::new(source),
     })?;
     let found = inventory(&fs)?;
     let delivered = view.wal.delivered();
@@ -197,8 +192,15 @@ fn log_files(data_dir: &std::path::Path, view: &PipelineView) -> Result<LogFiles
     })
 }
 
-/// The pipeline of this name.
-pub(super) fn pipeline(site: &Site, name: &str) -> Result<std::sync::Arc<PipelineView>, Problem> {
+/// The pipeline of this name, or all of them.
+pub(super) fn chosen(site: &Site, name: Option<&str>) -> Result<Vec<Arc<PipelineView>>, Problem> {
+    match name {
+        Some(name) => Ok(vec![pipeline(site, name)?]),
+        None => Ok(site.parts.inspect.pipelines().to_vec()),
+    }
+}
+
+fn pipeline(site: &Site, name: &str) -> Result<Arc<PipelineView>, Problem> {
     let views = site.parts.inspect.pipelines();
     views.iter().find(|view| view.name == name).cloned().ok_or_else(|| {
         let known: Vec<&str> = views.iter().map(|view| view.name).collect();
@@ -216,26 +218,11 @@ async fn looking<T: Send + 'static>(
     read: impl FnOnce() -> Result<T, WalError> + Send + 'static,
 ) -> Result<T, Problem> {
     match tokio::time::timeout(LOOK_WAIT, site.looks.acquire()).await {
-        Ok(Ok(_seat)) => blocking(read).await,
+        Ok(Ok(_seat)) => blocking(UNREADABLE, read).await,
         Ok(Err(_)) | Err(_) => Err(Problem {
             status: StatusCode::SERVICE_UNAVAILABLE,
             title: "too many questions",
             detail: "others read the log now; ask again".to_owned(),
         }),
-    }
-}
-
-/// Reading files is work for a thread that may block.
-pub(super) async fn blocking<T: Send + 'static>(
-    read: impl FnOnce() -> Result<T, WalError> + Send + 'static,
-) -> Result<T, Problem> {
-    let failed = |detail| Problem {
-        status: StatusCode::INTERNAL_SERVER_ERROR,
-        title: "the log cannot be read",
-        detail,
-    };
-    match tokio::task::spawn_blocking(read).await {
-        Ok(read) => read.map_err(|error| failed(error.to_string())),
-        Err(error) => Err(failed(error.to_string())),
     }
 }

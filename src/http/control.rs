@@ -8,18 +8,21 @@ use std::time::{Duration, Instant};
 use axum::http::StatusCode;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use wal::Position;
+use wal::{Position, WalError};
 
-use super::backlog::{blocking, pipeline};
+use super::backlog::{UNREADABLE, chosen};
+use super::blocking::blocking;
 use super::routes::Problem;
 use super::site::Site;
 use crate::control::{OnHold, Stage};
-use crate::dead_letters::{LetterFilter, LetterOrder, Outcome, Verb};
+use crate::dead_letters::{DeadLetterError, LetterFilter, LetterOrder, Outcome, Verb};
 use crate::orders::{Order, Orders};
 use crate::pipeline::PipelineView;
 
 /// How long an order that another thread carries out has, before the answer says that it is still at it.
 const ORDER_WAIT: Duration = Duration::from_secs(8);
+/// What is wrong with an order that failed.
+const NOT_CARRIED_OUT: &str = "not carried out";
 
 /// Which pipelines.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
@@ -50,15 +53,8 @@ pub(super) struct HeldNow {
     backlog_records: u64,
 }
 
-fn chosen(site: &Site, name: Option<&str>) -> Result<Vec<Arc<PipelineView>>, Problem> {
-    match name {
-        Some(name) => Ok(vec![pipeline(site, name)?]),
-        None => Ok(site.parts.inspect.pipelines().to_vec()),
-    }
-}
-
 fn failed(detail: String) -> Problem {
-    Problem { status: StatusCode::INTERNAL_SERVER_ERROR, title: "not carried out", detail }
+    Problem { status: StatusCode::INTERNAL_SERVER_ERROR, title: NOT_CARRIED_OUT, detail }
 }
 
 fn decide(
@@ -112,7 +108,7 @@ pub(super) struct Checkpointed {
 /// Makes what is delivered durable as such, and gives back the space that its hold-back allows.
 pub(super) async fn checkpoint(site: Site, which: Which) -> Result<Vec<Checkpointed>, Problem> {
     let views = chosen(&site, which.pipeline.as_deref())?;
-    blocking(move || {
+    blocking(UNREADABLE, move || {
         let mut done = Vec::new();
         for view in views {
             let now = site.parts.inspect.uptime();
@@ -125,7 +121,7 @@ pub(super) async fn checkpoint(site: Site, which: Which) -> Result<Vec<Checkpoin
                 reclaimed: status.reclaimed.get(),
             });
         }
-        Ok(done)
+        Ok::<_, WalError>(done)
     })
     .await
 }
@@ -269,16 +265,13 @@ async fn letters(site: Site, choice: LetterChoice, verb: Verb) -> Result<LetterA
 
 async fn count(site: &Site, filter: LetterFilter) -> Result<(u64, Position), Problem> {
     let inspect = Arc::clone(&site.parts.inspect);
-    let counted = tokio::task::spawn_blocking(move || {
+    blocking(NOT_CARRIED_OUT, move || {
         let mut meant = 0_u64;
         let end = inspect.dead_letters().walk(Position::ZERO, |position, letter| {
             meant = meant.saturating_add(u64::from(filter.matches(position, &letter)));
             ControlFlow::Continue(())
         })?;
-        Ok::<_, crate::dead_letters::DeadLetterError>((meant, end))
-    });
-    match counted.await {
-        Ok(counted) => counted.map_err(|error| failed(error.to_string())),
-        Err(error) => Err(failed(error.to_string())),
-    }
+        Ok::<_, DeadLetterError>((meant, end))
+    })
+    .await
 }

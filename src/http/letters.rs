@@ -7,10 +7,13 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use wal::Position;
 
+use super::blocking::blocking;
 use super::routes::Problem;
 use super::site::Site;
 use crate::dead_letters::{Bytes, DeadLetterError, LetterFilter, ShownLetter};
 
+/// What is wrong when they cannot be read.
+const UNREADABLE: &str = "dead letters cannot be read";
 /// Most letters of one page.
 const LETTERS_MAX: usize = 1000;
 /// A page ends when its letters have so many bytes.
@@ -70,7 +73,7 @@ pub(super) async fn list(site: Site, page: Page) -> Result<LetterPage, Problem> 
         positions: Vec::new(),
         since_before_ms: page.since_before_ms,
     };
-    answer(move || {
+    blocking(UNREADABLE, move || {
         let letters = site.parts.inspect.dead_letters();
         let mut shown = Vec::new();
         let (mut looked_at, mut page_bytes, mut is_full) = (0_usize, 0_usize, limit == 0);
@@ -85,7 +88,7 @@ pub(super) async fn list(site: Site, page: Page) -> Result<LetterPage, Problem> 
             if is_full { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })?;
         let end = letters.wal().durable().through();
-        Ok(LetterPage {
+        Ok::<_, DeadLetterError>(LetterPage {
             dead_letters: shown,
             next: next.get(),
             more: is_full && next < end,
@@ -106,31 +109,18 @@ pub(super) struct One {
 /// One letter with all its bytes.
 pub(super) async fn show(site: Site, one: One) -> Result<ShownLetter, Problem> {
     let wanted = Position::new(one.position);
-    let found = answer(move || {
+    let found = blocking(UNREADABLE, move || {
         let mut found = None;
         site.parts.inspect.dead_letters().walk(wanted, |position, letter| {
             found =
                 (position == wanted).then(|| ShownLetter::of(position, letter, Bytes::Lossless));
             ControlFlow::Break(())
         })?;
-        Ok(found)
+        Ok::<_, DeadLetterError>(found)
     });
     found.await?.ok_or_else(|| Problem {
         status: StatusCode::NOT_FOUND,
         title: "no such dead letter",
         detail: "none lies at this position, or it was dropped or tried again".to_owned(),
     })
-}
-
-/// Reading files is work for a thread that may block.
-async fn answer<T: Send + 'static>(
-    read: impl FnOnce() -> Result<T, DeadLetterError> + Send + 'static,
-) -> Result<T, Problem> {
-    let failed =
-        |title, detail| Problem { status: StatusCode::INTERNAL_SERVER_ERROR, title, detail };
-    match tokio::task::spawn_blocking(read).await {
-        Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(error)) => Err(failed("dead letters cannot be read", error.to_string())),
-        Err(error) => Err(failed("reading was interrupted", error.to_string())),
-    }
 }

@@ -10,6 +10,7 @@ use storage::{
     Dimension, MeasurementQuery, MetricId, Read, SeriesFilter, StoreError, TransitionQuery,
 };
 
+use super::blocking::blocking;
 use super::routes::{Problem, json_response};
 use crate::inspect::Inspect;
 
@@ -113,15 +114,9 @@ async fn answer<T: Serialize + Send + 'static>(
         }
         .into_response();
     };
-    let problem = |detail: String| Problem {
-        status: StatusCode::INTERNAL_SERVER_ERROR,
-        title: "the store cannot be read",
-        detail,
-    };
-    match tokio::task::spawn_blocking(move || read(store.as_ref())).await {
-        Ok(Ok(rows)) => json_response(StatusCode::OK, &rows, false),
-        Ok(Err(error)) => problem(error.to_string()).into_response(),
-        Err(error) => problem(error.to_string()).into_response(),
+    match blocking("the store cannot be read", move || read(store.as_ref())).await {
+        Ok(rows) => json_response(StatusCode::OK, &rows, false),
+        Err(problem) => problem.into_response(),
     }
 }
 

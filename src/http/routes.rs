@@ -16,6 +16,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::timeout::TimeoutLayer;
 
 use super::api::{About, Api, ProblemBody};
+use super::blocking::blocking;
 use super::guard::Access;
 use super::site::Site;
 use super::{backlog, control, dropwizard, events, letters, prometheus, query};
@@ -271,16 +272,7 @@ async fn startupz(State(inspect): State<Arc<Inspect>>) -> Response {
 }
 
 async fn threads() -> Response {
-    match tokio::task::spawn_blocking(super::threads::list).await {
-        Ok(Ok(text)) => text.into_response(),
-        Ok(Err(error)) => problem_of_threads(error.to_string()),
-        Err(error) => problem_of_threads(error.to_string()),
-    }
-}
-
-fn problem_of_threads(detail: String) -> Response {
-    let status = StatusCode::INTERNAL_SERVER_ERROR;
-    Problem { status, title: "threads cannot be listed", detail }.into_response()
+    blocking("threads cannot be listed", super::threads::list).await.into_response()
 }
 
 async fn openapi(State(site): State<Site>, Query(form): Query<Form>) -> Response {
